@@ -1,0 +1,144 @@
+"""Every error that Yeoul raises on purpose.
+
+    YeoulError
+    ├── InvalidInput            what the caller gave cannot be used
+    │   ├── InvalidArticle      an article breaks a rule of its fields
+    │   ├── InvalidQuery        a search request breaks a rule
+    │   ├── InvalidSetting      a setting has a value that cannot work
+    │   └── UnreadableSource    a file or a data set cannot be read
+    ├── TooLarge                the thing is fine, there is too much of it
+    ├── ArticleNotFound
+    ├── OlderRevision           a newer version of the article is already accepted
+    ├── Unavailable             a part is down or not ready: try again
+    │   ├── StoreUnavailable    the collection or the state database does not answer
+    │   └── NotReady            the index is still loading, or a wait ran out
+    ├── FolderInUse             another process holds the data folder
+    ├── ManifestMismatch        the index was made with another encoder, dictionary or chunking
+    └── EncoderFailed           the model cannot be loaded or raised while encoding
+
+An error takes the *thing* and builds its text: what was wrong, the value seen, the cure (`hint`). `code` is its stable
+name for programs. Nothing here knows HTTP: `api/errors.py` maps classes to status codes.
+"""
+
+from __future__ import annotations
+
+_MAX_SHOWN_CHARS = 80  # of an offending value: enough to recognise it, little enough for one line of log
+
+
+def shown(value: object) -> str:
+    """`value` as it is quoted in an error: `repr`, printable, at most 80 characters."""
+    text = repr(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
+
+
+class YeoulError(Exception):
+    """The root: `message` says what was wrong, `hint` says the cure."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class InvalidInput(YeoulError):
+    code = "invalid_input"
+
+
+class InvalidArticle(InvalidInput):
+    code = "invalid_article"
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(f"article field {field!r} should be {rule}, is {shown(value)}", f"correct {field!r} and send again")
+        self.field = field
+
+
+class InvalidQuery(InvalidInput):
+    code = "invalid_query"
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(f"search parameter {field!r} should be {rule}, is {shown(value)}", f"correct {field!r}")
+        self.field = field
+
+
+class InvalidSetting(InvalidInput):
+    code = "invalid_setting"
+
+    def __init__(self, name: str, value: object, rule: str) -> None:
+        variable = "YEOUL_" + name.upper().replace(".", "__")
+        super().__init__(
+            f"setting {name!r} should be {rule}, is {shown(value)}", f"set it in yeoul.toml or in the environment as {variable}"
+        )
+
+
+class UnreadableSource(InvalidInput):
+    code = "unreadable_source"
+
+
+class TooLarge(YeoulError):
+    code = "too_large"
+
+    def __init__(self, what: str, size: int, limit: int, unit: str) -> None:
+        super().__init__(f"{what} is {size:,} {unit}, at most {limit:,} are taken", "split it into smaller parts")
+
+
+class ArticleNotFound(YeoulError):
+    code = "article_not_found"
+
+    def __init__(self, article_id: str) -> None:
+        super().__init__(f"no article has the id {shown(article_id)}", "ids are case-sensitive; was it ever published?")
+
+
+class OlderRevision(YeoulError):
+    code = "older_revision"
+
+    def __init__(self, article_id: str, given: str, kept: str) -> None:
+        super().__init__(
+            f"article {shown(article_id)} was sent with updated_at {given}, but {kept} is already accepted",
+            "send a later updated_at, or leave it out to mean 'now'",
+        )
+
+
+class Unavailable(YeoulError):
+    code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+    def __init__(self, store: str, address: str, why: str, hint: str) -> None:
+        super().__init__(f"the {store} at {address} does not answer: {why}", hint)
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class FolderInUse(YeoulError):
+    code = "folder_in_use"
+
+    def __init__(self, folder: str, holder: str) -> None:
+        super().__init__(
+            f"the data folder {folder} is in use by {holder}",
+            "Milvus Lite belongs to one process: stop that one, use its HTTP API, or set milvus.uri to a Milvus server",
+        )
+
+
+class ManifestMismatch(YeoulError):
+    code = "manifest_mismatch"
+
+    def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
+        parts = "; ".join(f"{name}: index {shown(made)}, running {shown(now)}" for name, (made, now) in differences.items())
+        super().__init__(
+            f"the index was made with other settings ({parts})",
+            "set them back, or index the articles again into an empty data_dir",
+        )
+        self.differences = differences
+
+
+class EncoderFailed(YeoulError):
+    code = "encoder_failed"
