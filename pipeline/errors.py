@@ -53,7 +53,9 @@ class InvalidArticle(InvalidInput):
     code = "invalid_article"
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        super().__init__(f"article field {field!r} should be {rule}, is {shown(value)}", f"correct {field!r} and send again")
+        super().__init__(
+            f"article field {field!r} should be {rule}, is {shown(value)}", f"correct {field!r} and send again"
+        )
         self.field = field
 
 
@@ -71,7 +73,8 @@ class InvalidSetting(InvalidInput):
     def __init__(self, name: str, value: object, rule: str) -> None:
         variable = "YEOUL_" + name.upper().replace(".", "__")
         super().__init__(
-            f"setting {name!r} should be {rule}, is {shown(value)}", f"set it in yeoul.toml or in the environment as {variable}"
+            f"setting {name!r} should be {rule}, is {shown(value)}",
+            f"set it in yeoul.toml or in the environment as {variable}",
         )
 
 
@@ -132,7 +135,9 @@ class ManifestMismatch(YeoulError):
     code = "manifest_mismatch"
 
     def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
-        parts = "; ".join(f"{name}: index {shown(made)}, running {shown(now)}" for name, (made, now) in differences.items())
+        parts = "; ".join(
+            f"{name}: index {shown(made)}, running {shown(now)}" for name, (made, now) in differences.items()
+        )
         super().__init__(
             f"the index was made with other settings ({parts})",
             "set them back, or index the articles again into an empty data_dir",
