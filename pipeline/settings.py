@@ -1,0 +1,171 @@
+"""Every setting: name, unit, default, help. Read by `yeoul.py` and `api.create_app` alone, passed down as arguments.
+
+Sources, the later over the earlier: the defaults here, `yeoul.toml` in the working directory, `YEOUL_*` environment
+variables (`YEOUL_MILVUS__URI` is `milvus.uri`), command-line flags.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from pipeline.errors import InvalidSetting, UnreadableSource
+
+FILE = "yeoul.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MilvusSettings(_Section):
+    uri: str = Field(
+        "", description="a path ending in .db (Milvus Lite) or http://host:port; empty: DATA_DIR/milvus.db"
+    )
+    token: str = Field("", description="user:password or an API key of the Milvus server")
+    collection: str = Field(
+        "yeoul", pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$", description="first part of the collections' names"
+    )
+    index: Literal["flat", "hnsw"] = Field("flat", description="index of the dense vectors; flat is exact")
+
+
+class EncoderSettings(_Section):
+    model: str = Field("kiwi-static", description="kiwi-static, or a SentenceTransformer's name or folder")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where a SentenceTransformer and the vectors live"
+    )
+    query_prompt: str = Field("query: ", description="put before a query where the model names no prompt of its own")
+    passage_prompt: str = Field("passage: ", description="put before a passage, likewise")
+    batch_size: int = Field(32, ge=1, le=4096, description="texts a batch of a SentenceTransformer")
+    cache_dir: Path | None = Field(
+        None, description="where kiwi-static keeps its table; empty: the user's cache folder"
+    )
+
+
+class ChunkingSettings(_Section):
+    max_tokens: int = Field(
+        200, ge=16, le=8192, description="tokens of the encoder a passage, title and heading included"
+    )
+    overlap_sentences: int = Field(1, ge=0, le=5, description="sentences that a passage repeats of the one before")
+
+
+class LexicalSettings(_Section):
+    variant: Literal["lucene", "okapi", "l", "plus"] = Field("lucene", description="the BM25 formula")
+    k1: float = Field(0.9, ge=0, le=10, description="BM25: how fast a repeated term saturates")
+    b: float = Field(0.4, ge=0, le=1, description="BM25: how much a long passage is discounted")
+    bigram_weight: float = Field(0.4, ge=0, le=10, description="weight of the character-bigram field; morphemes have 1")
+    title_weight: float = Field(0.2, ge=0, le=10, description="weight of the title field; morphemes have 1")
+
+
+class FusionSettings(_Section):
+    method: Literal["tm2c2", "minmax", "zscore", "rrf", "dpr"] = Field(
+        "tm2c2", description="how the two legs are merged"
+    )
+    alpha: float | None = Field(
+        None, ge=0, le=1, description="weight of the dense leg; empty: the weight measured for the encoder (manifest)"
+    )
+    rrf_k: int = Field(60, ge=1, le=1000, description="constant of reciprocal rank fusion")
+    candidates: int = Field(200, ge=200, le=10_000, description="passages that each leg proposes")
+
+
+class ApiKey(_Section):
+    key: str = Field(min_length=8, description="the secret of `Authorization: Bearer`")
+    scopes: tuple[Literal["read", "write", "admin"], ...] = Field(("write",), description="what the key may do")
+
+
+class ApiSettings(_Section):
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8200, ge=1, le=65535, description="port to listen on")
+    keys: tuple[ApiKey, ...] = Field((), description="keys that may call; empty: writes are taken from loopback only")
+    search_requires_key: bool = Field(False, description="ask a key for searching too")
+    wait_seconds: float = Field(10.0, gt=0, le=120, description="longest wait of wait=true and min_seq, in seconds")
+
+
+class IndexerSettings(_Section):
+    poll_seconds: float = Field(
+        0.5, gt=0, le=60, description="how often the inbox and the change log are looked at, in seconds"
+    )
+    grace_seconds: float = Field(
+        5.0, ge=0, le=3600, description="how long rows of a replaced revision stay, in seconds"
+    )
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="YEOUL_", env_nested_delimiter="__", toml_file=FILE, extra="forbid", frozen=True
+    )
+
+    data_dir: Path = Field(Path(".yeoul"), description="folder of the state database, of Milvus Lite and of the lock")
+    database_url: str = Field("", description="SQLAlchemy URL of the state database; empty: SQLite in DATA_DIR")
+    user_words: Path | None = Field(None, description="user dictionary: TSV of word, tag, score")
+    engine: Literal["resident", "milvus"] = Field(
+        "resident", description="resident: exact, in memory; milvus: for larger corpora"
+    )
+    milvus: MilvusSettings = MilvusSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    chunking: ChunkingSettings = ChunkingSettings()
+    lexical: LexicalSettings = LexicalSettings()
+    fusion: FusionSettings = FusionSettings()
+    api: ApiSettings = ApiSettings()
+    indexers: IndexerSettings = IndexerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        from pydantic_settings import TomlConfigSettingsSource  # noqa: PLC0415
+
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def milvus_uri(self) -> str:
+        return self.milvus.uri or str(self.data_dir / "milvus.db")
+
+    @property
+    def milvus_is_lite(self) -> bool:
+        return not self.milvus_uri.startswith(("http://", "https://"))
+
+    @property
+    def state_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'state.db'}"
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings in force. `overrides` are command-line flags, nested as the settings are.
+
+    Raises InvalidSetting naming the setting, the value seen and the rule; UnreadableSource for a file that is no TOML.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidSetting(".".join(map(str, first["loc"])), first.get("input"), _rule(first["msg"])) from error
+    except SettingsError as error:
+        raise InvalidSetting("api.keys", str(error), 'JSON, as in [{"key": "...", "scopes": ["write"]}]') from error
+    except tomllib.TOMLDecodeError as error:
+        raise UnreadableSource(f"{FILE} is not TOML: {error}", f"correct {FILE} in {Path.cwd()}") from error
+
+
+def described() -> list[tuple[str, str, str]]:
+    """Every setting as (dotted name, default, help): the table of README and of `yeoul doctor`."""
+    return [row for name, field in Settings.model_fields.items() for row in _rows(name, field)]
+
+
+def _rows(name: str, field: Any) -> list[tuple[str, str, str]]:
+    annotation = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return [row for part, inner in annotation.model_fields.items() for row in _rows(f"{name}.{part}", inner)]
+    return [(name, "" if field.default is None else str(field.default), field.description or "")]
+
+
+def _rule(message: str) -> str:
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
