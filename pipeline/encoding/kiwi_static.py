@@ -1,0 +1,191 @@
+"""`kiwi-static`: a Korean encoder that needs no download, only Kiwi.
+
+A text is the weighted sum of the vectors of its content morphemes, of length 1. The weights are SIF's (Arora et al.
+2017, https://openreview.net/forum?id=SyK00v5xx): a / (a + p(morpheme)), so that frequent words say little. A form that
+the table does not have (a name, a number, Latin) gets a fixed pseudo-random vector from its character 2- and 3-grams:
+equal forms agree, similar ones nearly, all others are about orthogonal.
+
+Knows nothing of indexes. Imports neither torch nor sentence_transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from kiwipiepy import Kiwi, Token
+from numpy.typing import NDArray
+
+from pipeline.encoding.content import Content, ContentReader
+from pipeline.encoding.encoder import FloatArray
+from pipeline.encoding.kiwi_table import MorphemeTable
+from pipeline.encoding.word_probabilities import default_probabilities
+from pipeline.errors import EncoderFailed, InvalidInput
+
+NAME = "kiwi-static"
+_SIF_A = 1e-3  # the paper's; 3e-4 and 3e-3 lose .003 and .002 Spearman on 5,000 training pairs
+_TEXTS_AT_ONCE = 256  # their gathered rows, some 15 MB, stay near the processor's cache
+_REMEMBERED_FORMS = 16_384  # unknown forms whose vector is kept: 16 MB
+
+
+class KiwiStaticEncoder:
+    """A `MorphemeEncoder` over a morpheme table. Safe to use from several threads.
+
+    Queries and passages are encoded alike. Unit float32 rows; a text without content gets the zero vector.
+    """
+
+    def __init__(self, kiwi: Kiwi, table: MorphemeTable, probabilities: FloatArray) -> None:
+        """`probabilities` is p(morpheme id), float32 (V,), for the V rows of `table`; 0 gives the full weight of 1.
+
+        Raises InvalidInput where the two lengths differ.
+        """
+        if probabilities.shape != table.vectors.shape[:1]:
+            raise InvalidInput(
+                f"word probabilities should be of shape {table.vectors.shape[:1]}, are {probabilities.shape}",
+                "count them with the Kiwi model of the table (count_probabilities)",
+            )
+        self._kiwi = kiwi
+        self._table = table
+        self._probabilities = np.ascontiguousarray(probabilities, dtype=np.float32)
+        self._weights = (_SIF_A / (_SIF_A + self._probabilities)).astype(np.float32)
+        self._reader = ContentReader(kiwi, len(table.vectors))
+
+    @classmethod
+    def open(
+        cls,
+        kiwi: Kiwi,
+        *,
+        cache_dir: Path | None = None,
+        probabilities: FloatArray | None = None,
+        progress: bool = False,
+    ) -> KiwiStaticEncoder:
+        """The encoder of `kiwi`; its table is derived once (some 8 s) and cached for the user, or in `cache_dir`.
+
+        `probabilities` are those frozen in an index's manifest; None is the shipped table. Raises InvalidSetting where
+        Kiwi runs a model without embeddings, EncoderFailed for another model than kiwi-static knows.
+        """
+        table = MorphemeTable.open(kiwi, cache_dir=cache_dir, progress=progress)
+        return cls(kiwi, table, default_probabilities(table.version) if probabilities is None else probabilities)
+
+    @property
+    def id(self) -> str:
+        """`kiwi-static:<Kiwi model>:<table>:<word probabilities>`, the last two as hexadecimal fingerprints."""
+        counted = hashlib.sha256(self._probabilities.astype("<f4").tobytes()).hexdigest()
+        return f"{NAME}:{self._table.version}:{self._table.fingerprint[:12]}:{counted[:8]}"
+
+    @property
+    def dim(self) -> int:
+        return int(self._table.vectors.shape[1])
+
+    @property
+    def max_tokens(self) -> int | None:
+        """None: texts of any length are read whole."""
+        return None
+
+    @property
+    def table(self) -> MorphemeTable:
+        return self._table
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """p(morpheme id), float32 (V,): what an index freezes in its manifest."""
+        return self._probabilities
+
+    @property
+    def weighted_vectors(self) -> FloatArray:
+        """The table times the weights, (V, dim), a copy; rows that are no content are 0. What training starts from."""
+        weights = np.where(self._reader.is_row, self._weights, np.float32(0))
+        weighted: FloatArray = self._table.vectors * weights[:, None]
+        return weighted
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        return self.encode_morphemes(self.analyse(texts))
+
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+        return self.encode_morphemes(self.analyse(texts))
+
+    def encode_morphemes(self, texts: Sequence[Sequence[Token]]) -> FloatArray:
+        """Vectors of analysed texts (every morpheme of Kiwi, in order): float32 (len(texts), dim), unit rows."""
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            content = self._reader.read(texts[start : start + _TEXTS_AT_ONCE])
+            vectors[start : start + _TEXTS_AT_ONCE] = self._encoded(content)
+        return vectors
+
+    def encode_terms(self, texts: Sequence[Sequence[str]]) -> FloatArray:
+        """Vectors of texts given as their content forms, lower-cased, without tags: float32 (len(texts), dim), unit rows.
+
+        A form stands for the most probable content morpheme written so; quicker than Kiwi, and nearly as exact.
+        """
+        found = [(owner, term, self._rows_of_forms.get(term)) for owner, text in enumerate(texts) for term in text]
+        rows = np.array([(row, owner) for owner, _, row in found if row is not None], dtype=np.int64).reshape(-1, 2)
+        unknown = [(owner, term) for owner, term, row in found if row is None]
+        owners = np.array([owner for owner, _ in unknown], dtype=np.int64)
+        return self._encoded(Content(len(texts), rows[:, 0], rows[:, 1], [term for _, term in unknown], owners))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Kiwi's morphemes of each text."""
+        return [len(tokens) for tokens in self.analyse(texts)]
+
+    def analyse(self, texts: Sequence[str]) -> list[list[Token]]:
+        """Kiwi's morphemes of each text. Raises EncoderFailed for a text that is not Unicode (a lone surrogate)."""
+        try:
+            return list(self._kiwi.tokenize(iter(texts)))  # the iterable form: on Kiwi's threads, without the GIL
+        except UnicodeError as error:
+            raise EncoderFailed(f"Kiwi cannot read a text: {error}", "remove lone surrogates from it") from error
+
+    @cached_property
+    def _rows_of_forms(self) -> dict[str, int]:
+        return self._reader.rows_of_forms(self._probabilities)
+
+    def _encoded(self, content: Content) -> FloatArray:
+        sums = np.zeros((content.texts, self.dim), dtype=np.float32)
+        _add_by_owner(sums, self._table.vectors[content.rows] * self._weights[content.rows, None], content.row_texts)
+        _add_by_owner(sums, unknown_vectors(content.forms, self.dim), content.form_texts)
+        return unit_rows(sums)
+
+
+def unknown_vectors(forms: Sequence[str], dim: int) -> FloatArray:
+    """The fixed unit vectors of forms that a table does not have: float32 (len(forms), dim)."""
+    vectors = np.empty((len(forms), dim), dtype=np.float32)
+    for number, form in enumerate(forms):
+        vectors[number] = _unknown_vector(form, dim)
+    return vectors
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """`rows` with length 1, zero rows unchanged."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows / np.where(norms > 0, norms, 1)
+    return unit.astype(np.float32, copy=False)
+
+
+def _add_by_owner(sums: FloatArray, rows: FloatArray, owners: NDArray[np.int64]) -> None:
+    """Adds each row to the sum of its owner; `owners` ascend. A sum does not depend on what else is in the batch."""
+    if len(owners):
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        sums[owners[starts]] += np.add.reduceat(rows, starts, axis=0)
+
+
+@lru_cache(maxsize=_REMEMBERED_FORMS)
+def _unknown_vector(form: str, dim: int) -> FloatArray:
+    """Sum of the n-grams' vectors, of length 1; an n-gram's vector is its BLAKE2b hash read as signs, one a bit.
+
+    Integers until the last division, so it is the same on every machine.
+    """
+    marked = f"<{form}>"
+    grams = [marked[start : start + n] for n in (2, 3) for start in range(len(marked) - n + 1)]
+    bits = np.stack([np.unpackbits(np.frombuffer(_hashed(gram, dim), np.uint8)) for gram in grams])[:, :dim]
+    signs = 2 * bits.sum(axis=0, dtype=np.int64) - len(grams)
+    vector: FloatArray = (signs / max(float(np.sqrt(np.sum(signs * signs))), 1.0)).astype(np.float32)
+    return vector
+
+
+def _hashed(gram: str, dim: int) -> bytes:
+    """At least `dim` bits: BLAKE2b gives 512 at a time."""
+    data = gram.encode("utf-8", "surrogatepass")
+    blocks = [hashlib.blake2b(data, salt=block.to_bytes(8, "little")).digest() for block in range(-(-dim // 512))]
+    return b"".join(blocks)
