@@ -86,6 +86,10 @@ class KiwiStaticEncoder:
         return None
 
     @property
+    def kiwi(self) -> Kiwi:
+        return self._kiwi
+
+    @property
     def table(self) -> MorphemeTable:
         return self._table
 

@@ -1,0 +1,49 @@
+"""From the setting `encoder.model` to an encoder: the only place that knows which kinds there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiwipiepy import Kiwi
+
+from pipeline.encoding.encoder import Encoder, FloatArray
+from pipeline.encoding.kiwi_static import NAME as KIWI_STATIC
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.encoding.trained_table import is_trained_kiwi_static, open_trained_kiwi_static
+
+if TYPE_CHECKING:
+    from pipeline.encoding.sentence import Device
+
+
+def open_encoder(
+    model: str,
+    kiwi: Kiwi,
+    *,
+    device: Device = "auto",
+    batch_size: int = 32,
+    query_prompt: str = "query: ",
+    passage_prompt: str = "passage: ",
+    probabilities: FloatArray | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = False,
+) -> Encoder:
+    """The encoder `model`: `kiwi-static`, a folder with a trained kiwi-static, or any SentenceTransformer (folder, hub name).
+
+    `device`, `batch_size` and the prompts are for SentenceTransformers; `probabilities` (an index's frozen word
+    probabilities) and `cache_dir` for `kiwi-static`. Raises what the encoders' `open` raise.
+    """
+    if model == KIWI_STATIC:
+        return KiwiStaticEncoder.open(kiwi, cache_dir=cache_dir, probabilities=probabilities, progress=progress)
+    if is_trained_kiwi_static(Path(model)):
+        return open_trained_kiwi_static(Path(model), kiwi)
+    from pipeline.encoding.sentence import SentenceEncoder  # noqa: PLC0415 - what kiwi-static does not need
+
+    return SentenceEncoder.open(
+        model,
+        device=device,
+        batch_size=batch_size,
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
+        progress=progress,
+    )
