@@ -124,10 +124,10 @@ class ArticleStore:
             indexed_at=row.indexed_at,
         )
 
-    def queued(self, limit: int) -> list[Change]:
-        """The oldest changes that wait to be indexed, at most one an article: an older one is superseded by it."""
+    def queued(self, limit: int, *, after: int = 0) -> list[Change]:
+        """The oldest changes above `after` that wait, at most one an article: an older one is superseded by it."""
         newest = select(func.max(inbox.c.seq)).where(inbox.c.state == "queued").group_by(inbox.c.article_id)
-        query = select(inbox).where(inbox.c.seq.in_(newest)).order_by(inbox.c.seq).limit(limit)
+        query = select(inbox).where(inbox.c.seq.in_(newest), inbox.c.seq > after).order_by(inbox.c.seq).limit(limit)
         with self.database.read() as connection:
             return [_change(row) for row in connection.execute(query)]
 
@@ -167,15 +167,16 @@ class ArticleStore:
             )
             return int(position), _settled_up_to(connection), {row.id: row.revision for row in rows}
 
-    def revisions(self, article_ids: Iterable[str]) -> dict[str, int]:
-        """The visible revision of those of `article_ids` that have one."""
-        found: dict[str, int] = {}
+    def visible_passages(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """(visible revision, number of its passages) of those of `article_ids` that have one."""
+        found: dict[str, tuple[int, int]] = {}
         wanted = list(article_ids)
+        columns = (articles.c.id, articles.c.revision, articles.c.passages)
         with self.database.read() as connection:
             for start in range(0, len(wanted), _SQL_VARIABLES):
                 part = wanted[start : start + _SQL_VARIABLES]
-                query = select(articles.c.id, articles.c.revision).where(articles.c.id.in_(part))
-                found |= {row.id: row.revision for row in connection.execute(query) if row.revision is not None}
+                query = select(*columns).where(articles.c.id.in_(part), articles.c.revision.is_not(None))
+                found |= {row.id: (row.revision, row.passages) for row in connection.execute(query)}
         return found
 
     def log_since(self, position: int, limit: int = 1000) -> tuple[list[LogEntry], int]:

@@ -1,0 +1,77 @@
+"""Keeps an engine in step with the change log: loads what is visible, then applies one article after the other.
+
+Whoever owns it decides when to look (`catch_up`); two calls at a time wait for each other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.documents import Passage, passage_id
+from pipeline.encoding.encoder import FloatArray
+from pipeline.index.collection import Collection
+from pipeline.index.engine import Engine
+from pipeline.storage.articles import ArticleStore, LogEntry
+
+_LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
+_LOG_BATCH = 200
+
+
+class Follower:
+    """The position of one engine in the change log. `seq`: all changes accepted up to it are applied here."""
+
+    def __init__(self, store: ArticleStore, collection: Collection, engine: Engine) -> None:
+        self._store = store
+        self._collection = collection
+        self._engine = engine
+        self._position = 0
+        self._lock = threading.Lock()
+        self.seq = 0
+        self.loaded = False
+
+    def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
+        """Fills the empty engine with every visible passage, and catches up with what changed meanwhile."""
+        with self._lock:
+            position, seq, visible = self._store.visible()
+            for passages, vectors in self._collection.iterate(_LOAD_BATCH):
+                kept = [i for i, p in enumerate(passages) if visible.get(p.article_id) == p.revision]
+                self._engine.add([passages[i] for i in kept], vectors[kept])
+                on_progress(len(passages))
+            self._position, self.seq = position, seq
+        self.catch_up()
+        self.loaded = True
+
+    def catch_up(self) -> int:
+        """Applies the log from where this engine stands to its end; gives the number of entries applied."""
+        applied = 0
+        with self._lock:
+            while True:
+                entries, seq = self._store.log_since(self._position, _LOG_BATCH)
+                newest = {entry.article_id: entry for entry in entries}
+                for entry in newest.values():
+                    self._apply(entry)
+                if entries:
+                    self._position = entries[-1].position
+                    applied += len(entries)
+                if len(entries) < _LOG_BATCH:
+                    self.seq = max(self.seq, seq)
+                    return applied
+
+    def _apply(self, entry: LogEntry) -> None:
+        passages, vectors = self._rows(entry)
+        self._engine.apply(entry.article_id, entry.revision, passages, vectors)
+
+    def _rows(self, entry: LogEntry) -> tuple[list[Passage], FloatArray]:
+        nothing: FloatArray = np.zeros((0, 0), dtype=np.float32)
+        if entry.revision is None:
+            return [], nothing
+        visible = self._store.visible_passages([entry.article_id]).get(entry.article_id)
+        if visible is None or visible[0] != entry.revision:
+            return [], nothing  # replaced since: a later entry says by what, and its rows may be gone already
+        ids = [passage_id(entry.article_id, entry.revision, n) for n in range(visible[1])]
+        passages = self._collection.get(ids)
+        found = self._collection.get_vectors([p.id for p in passages])
+        return passages, np.array([found[p.id] for p in passages], dtype=np.float32)

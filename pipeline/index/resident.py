@@ -1,0 +1,225 @@
+"""The resident engine: vectors, postings, filter columns and passages of one process in memory, exact on both legs.
+
+Every search scores every passage: one product with the matrix, one pass over the postings. Exact scoring of some hundred
+thousand passages takes milliseconds, needs no approximate index, and a passage added is searchable at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.documents import Passage
+from pipeline.encoding.encoder import FloatArray
+from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery
+from pipeline.index.fields import LexicalFields, LexicalParameters
+from pipeline.index.filters import Filter
+from pipeline.index.packing import packed, unpacked
+
+_FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
+_NO_TIME = np.iinfo(np.int64).min  # published_at of a passage that has none: fails every condition on time
+_NO_VALUE = -1  # code of a missing category, series or source
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CODED = ("category", "series", "source")
+
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+
+
+class ResidentEngine:
+    """All visible passages, by row. Rows of removed passages are used again."""
+
+    def __init__(self, dim: int, parameters: LexicalParameters, *, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._vectors = torch.zeros((0, dim), dtype=torch.float32, device=self._device)
+        self._lexical = LexicalFields(parameters)
+        self._columns = _FilterColumns()
+        self._ids: list[str | None] = []
+        self._articles: list[str] = []
+        self._packed: list[bytes] = []  # passages as compressed bytes: a third of their size as objects
+        self._row_of: dict[str, int] = {}
+        self._rows_of_article: dict[str, list[int]] = defaultdict(list)
+        self._free: list[int] = []
+        self._lock = threading.RLock()
+
+    @property
+    def count(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of vectors, postings and stored passages."""
+        with self._lock:
+            vectors = self._vectors.numel() * self._vectors.element_size()
+            return vectors + self._lexical.memory_bytes + sum(map(len, self._packed))
+
+    def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        with self._lock:
+            self._add(passages, vectors)
+
+    def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        with self._lock:
+            self._remove(self._rows_of_article.pop(article_id, []))
+            if revision is not None:
+                self._add(passages, vectors)
+
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
+        with self._lock:
+            found = {i: self._packed[self._row_of[i]] for i in ids if i in self._row_of}
+        return {i: unpacked(data) for i, data in found.items()}
+
+    def search(self, query: EngineQuery) -> Candidates:
+        with self._lock:
+            alive = self._columns.mask(query.filter)
+            dense, lexical = self._dense(query), self._lexical_scores(query)
+            proposed: set[int] = set()
+            if dense is not None:
+                proposed.update(self._top(dense, alive, query.candidates))
+            if lexical is not None:
+                proposed.update(self._top(lexical, alive & (lexical > 0), query.candidates))
+            rows = np.array(sorted(proposed), dtype=np.intp)
+            nothing = np.full(len(rows), np.nan)
+            return Candidates(
+                passage_ids=[self._ids[row] or "" for row in rows],
+                article_ids=[self._articles[row] for row in rows],
+                dense=dense[rows] if dense is not None else nothing,
+                lexical=lexical[rows] if lexical is not None else nothing,
+                dense_best=float(dense[alive].max()) if dense is not None and alive.any() else 0.0,
+                lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
+            )
+
+    def _dense(self, query: EngineQuery) -> NDArray[np.float64] | None:
+        if query.vector is None:
+            return None
+        vector = torch.from_numpy(np.ascontiguousarray(query.vector)).to(self._device)
+        products = torch.mv(self._vectors[: len(self._ids)], vector).cpu().numpy().astype(np.float64)
+        return np.round(products, DENSE_DECIMALS)
+
+    def _lexical_scores(self, query: EngineQuery) -> NDArray[np.float64] | None:
+        if query.terms is None:
+            return None
+        return np.round(self._lexical.scores(query.terms)[: len(self._ids)], LEXICAL_DECIMALS)
+
+    def _top(self, scores: NDArray[np.float64], allowed: Mask, k: int) -> Iterable[int]:
+        """The `k` best allowed rows; of those that tie at the end, the first by id."""
+        rows = np.flatnonzero(allowed)
+        if len(rows) <= k:
+            return rows.tolist()
+        found = scores[rows]
+        threshold = np.partition(found, len(found) - k)[len(found) - k]
+        above: list[int] = rows[found > threshold].tolist()
+        tied = rows[found == threshold].tolist()
+        return above + sorted(tied, key=lambda row: self._ids[row] or "")[: k - len(above)]
+
+    def _add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        if not passages:
+            return
+        rows = self._take_rows(len(passages))
+        for row, passage in zip(rows, passages, strict=True):
+            self._ids[row] = passage.id
+            self._articles[row] = passage.article_id
+            self._packed[row] = packed(passage)
+            self._row_of[passage.id] = row
+            self._rows_of_article[passage.article_id].append(row)
+        at = np.array(rows, dtype=np.intp)
+        self._vectors[torch.from_numpy(at)] = torch.from_numpy(np.ascontiguousarray(vectors)).to(self._device)
+        self._lexical.add(at, passages)
+        self._columns.add(at, passages)
+
+    def _remove(self, rows: Sequence[int]) -> None:
+        if not rows:
+            return
+        for row in rows:
+            del self._row_of[self._ids[row] or ""]
+            self._ids[row], self._articles[row], self._packed[row] = None, "", b""
+        at = np.array(rows, dtype=np.intp)
+        self._vectors[torch.from_numpy(at)] = 0
+        self._lexical.remove(at)
+        self._columns.remove(at)
+        self._free += rows
+
+    def _take_rows(self, n: int) -> list[int]:
+        reused = [self._free.pop() for _ in range(min(n, len(self._free)))]
+        fresh = list(range(len(self._ids), len(self._ids) + n - len(reused)))
+        self._ids += [None] * len(fresh)
+        self._articles += [""] * len(fresh)
+        self._packed += [b""] * len(fresh)
+        if len(self._ids) > len(self._vectors):
+            self._grow(max(len(self._ids), 2 * len(self._vectors), _FIRST_CAPACITY))
+        return reused + fresh
+
+    def _grow(self, capacity: int) -> None:
+        grown = torch.zeros((capacity, self._vectors.shape[1]), dtype=torch.float32, device=self._device)
+        grown[: len(self._vectors)] = self._vectors
+        self._vectors = grown
+        self._lexical.reserve(capacity)
+        self._columns.reserve(capacity)
+
+
+class _FilterColumns:
+    """The filter fields as arrays by row: a filter is a handful of vectorised comparisons."""
+
+    def __init__(self) -> None:
+        self._used = np.zeros(0, dtype=bool)
+        self._published = np.zeros(0, dtype=np.int64)
+        self._codes = {name: np.zeros(0, dtype=np.int32) for name in _CODED}
+        self._code_of: dict[str, dict[str, int]] = {name: {} for name in _CODED}
+        self._rows_of_tag: dict[str, set[int]] = defaultdict(set)
+        self._tags: dict[int, tuple[str, ...]] = {}
+        self._length = 0
+
+    def reserve(self, capacity: int) -> None:
+        more = capacity - len(self._used)
+        self._used = np.concatenate([self._used, np.zeros(more, dtype=bool)])
+        self._published = np.concatenate([self._published, np.full(more, _NO_TIME, dtype=np.int64)])
+        for name in _CODED:
+            self._codes[name] = np.concatenate([self._codes[name], np.full(more, _NO_VALUE, dtype=np.int32)])
+
+    def add(self, rows: Rows, passages: Sequence[Passage]) -> None:
+        self._length = max(self._length, int(rows.max()) + 1)
+        self._used[rows] = True
+        self._published[rows] = [_microseconds(p.published_at) for p in passages]
+        for name in _CODED:
+            self._codes[name][rows] = [self._code(name, getattr(p, name)) for p in passages]
+        for row, passage in zip(rows.tolist(), passages, strict=True):
+            self._tags[row] = passage.tags
+            for tag in passage.tags:
+                self._rows_of_tag[tag].add(row)
+
+    def remove(self, rows: Rows) -> None:
+        self._used[rows] = False
+        for row in rows.tolist():
+            for tag in self._tags.pop(row):
+                self._rows_of_tag[tag].discard(row)
+
+    def mask(self, filter_: Filter) -> Mask:
+        """bool (rows in use,): which rows hold a visible passage that passes."""
+        end = self._length
+        mask = self._used[:end].copy()
+        for name in _CODED:
+            value = getattr(filter_, name)
+            if value is not None:
+                mask &= self._codes[name][:end] == self._code_of[name].get(value, _NO_VALUE - 1)
+        if filter_.tag is not None:
+            tagged = np.zeros(end, dtype=bool)
+            tagged[list(self._rows_of_tag.get(filter_.tag, ()))] = True
+            mask &= tagged
+        if filter_.since is not None:
+            mask &= self._published[:end] >= _microseconds(filter_.since)
+        if filter_.until is not None:
+            published = self._published[:end]
+            mask &= (published < _microseconds(filter_.until)) & (published != _NO_TIME)
+        return mask
+
+    def _code(self, name: str, value: str | None) -> int:
+        return _NO_VALUE if value is None else self._code_of[name].setdefault(value, len(self._code_of[name]))
+
+
+def _microseconds(moment: datetime | None) -> int:
+    return _NO_TIME if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,265 @@
+"""The one write path: accepted changes → passages → vectors and terms → rows of the collection → one commit.
+
+`analyse` needs the processor (Kiwi, on its own threads), `write` the encoder and the stores, so a worker overlaps them.
+Rows of a new revision stand beside the old ones until the commit makes them visible; a crash anywhere leaves the inbox as
+it was, and doing a change twice gives the same rows. Knows neither the clock nor where changes come from.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain
+
+import numpy as np
+from kiwipiepy import Token
+
+from pipeline.chunking import Piece, TokenCounter, chunk
+from pipeline.cleaning import CleanText, clean, clean_title
+from pipeline.documents import Article, Change, Passage, Span, passage_id
+from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder
+from pipeline.index.collection import Collection
+from pipeline.korean.morphemes import Analyser, Term, terms_of
+from pipeline.storage.articles import ArticleStore, Indexed
+from pipeline.storage.leases import Lease
+
+log = logging.getLogger(__name__)
+
+_SPECIAL_TOKENS = 4  # begin, end and separator tokens, and one where a sentence's edge is cut otherwise in context
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkingParameters:
+    """Budget of a passage in the encoder's tokens, and how many sentences neighbours share."""
+
+    max_tokens: int = 200
+    overlap_sentences: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysedPassage:
+    """A passage and, for encoders that read them, all morphemes of its title and text."""
+
+    passage: Passage
+    morphemes: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a batch came to: articles indexed and deleted, passages written and, of these, encoded."""
+
+    articles: int
+    deleted: int
+    passages: int
+    encoded: int
+
+
+class Passages:
+    """Articles → passages with their terms, by one Kiwi pass."""
+
+    def __init__(self, analyser: Analyser, encoder: Encoder, parameters: ChunkingParameters) -> None:
+        self._analyser = analyser
+        self._encoder = encoder
+        self._parameters = parameters
+        self._reads_morphemes = isinstance(encoder, MorphemeEncoder)
+
+    def of(self, articles: Sequence[tuple[int, Article]]) -> list[list[AnalysedPassage]]:
+        """The passages of each (revision, article); an article whose text is empty gives one of its title alone."""
+        cleaned = [(clean_title(article.title), clean(article.body, article.format)) for _, article in articles]
+        texts = chain.from_iterable((title, body.text) for title, body in cleaned)
+        analysed = self._analyser.analyse(texts)
+        made = []
+        for (revision, article), (title, body) in zip(articles, cleaned, strict=True):
+            title_morphemes, morphemes = next(analysed), next(analysed)
+            made.append(self._passages(revision, article, title, title_morphemes, body, morphemes))
+        return made
+
+    def _passages(
+        self,
+        revision: int,
+        article: Article,
+        title: str,
+        title_morphemes: list[Token],
+        body: CleanText,
+        morphemes: list[Token],
+    ) -> list[AnalysedPassage]:
+        pieces = chunk(
+            body,
+            morphemes,
+            self._counter(body, morphemes),
+            budget=self._budget(),
+            title_tokens=len(title_morphemes) if self._reads_morphemes else self._encoder.count_tokens([title])[0],
+            overlap=self._parameters.overlap_sentences,
+        )
+        template = Passage(
+            article_id=article.id,
+            revision=revision,
+            ordinal=0,
+            title=title,
+            text="",
+            terms=(),
+            term_spans=(),
+            title_terms=tuple(term.form for term in terms_of(title_morphemes)),
+            sentence_spans=(),
+            url=article.url,
+            category=article.category,
+            series=article.series,
+            tags=article.tags,
+            source=article.source,
+            published_at=article.published_at,
+            quality=article.quality,
+        )
+        if not pieces:
+            return [AnalysedPassage(template, tuple(title_morphemes))]
+        terms, starts = terms_of(morphemes), [token.start for token in morphemes]
+        return [
+            self._passage(replace(template, ordinal=n), piece, body, morphemes, starts, terms, title_morphemes)
+            for n, piece in enumerate(pieces)
+        ]
+
+    def _passage(
+        self,
+        template: Passage,
+        piece: Piece,
+        body: CleanText,
+        morphemes: Sequence[Token],
+        starts: Sequence[int],
+        terms: Sequence[Term],
+        title_morphemes: Sequence[Token],
+    ) -> AnalysedPassage:
+        heading = piece.heading
+        parts: list[tuple[Span, int]] = []  # (span of the clean text, where it begins in the passage's text)
+        if heading is not None:
+            parts.append((heading, 0))
+        text_start = heading[1] - heading[0] + 1 if heading is not None else 0
+        parts.append(((piece.start, piece.end), text_start))
+        held = [
+            (term.form, (term.start - start + at, term.end - start + at))
+            for (start, end), at in parts
+            for term in _within(terms, start, end)
+        ]
+        sentences = [
+            (start - piece.start + text_start, end - piece.start + text_start) for start, end in piece.sentences
+        ]
+        if heading is not None:
+            sentences.insert(0, (0, heading[1] - heading[0]))
+        tokens = [
+            t for (start, end), _ in parts for t in morphemes[bisect_left(starts, start) : bisect_left(starts, end)]
+        ]
+        passage = replace(
+            template,
+            text="\n".join(body.text[start:end] for (start, end), _ in parts),
+            terms=tuple(form for form, _ in held),
+            term_spans=tuple(span for _, span in held),
+            sentence_spans=tuple(sentences),
+        )
+        return AnalysedPassage(passage, (*title_morphemes, *tokens))
+
+    def _budget(self) -> int:
+        longest = self._encoder.max_tokens
+        if longest is None:
+            return self._parameters.max_tokens
+        return max(1, min(self._parameters.max_tokens, longest - _SPECIAL_TOKENS - self._prompt_tokens()))
+
+    def _prompt_tokens(self) -> int:
+        prompt: str = getattr(self._encoder, "passage_prompt", "")
+        return self._encoder.count_tokens([prompt])[0] if prompt else 0
+
+    def _counter(self, body: CleanText, morphemes: Sequence[Token]) -> TokenCounter:
+        if self._reads_morphemes:
+            starts = [token.start for token in morphemes]
+            return lambda spans: [bisect_left(starts, end) - bisect_left(starts, start) for start, end in spans]
+        return lambda spans: self._encoder.count_tokens([body.text[start:end] for start, end in spans])
+
+
+def encode(encoder: Encoder, passages: Sequence[AnalysedPassage]) -> FloatArray:
+    """The vectors of `passages`, title in front: float32 (n, dim), unit rows."""
+    if not passages:
+        return np.zeros((0, encoder.dim), dtype=np.float32)
+    if isinstance(encoder, MorphemeEncoder):
+        return encoder.encode_morphemes([p.morphemes for p in passages])
+    return encoder.encode_passages([f"{p.passage.title}\n{p.passage.text}" for p in passages])
+
+
+class Ingest:
+    """Carries batches of accepted changes into the collection and the registry. For one worker at a time."""
+
+    def __init__(
+        self,
+        *,
+        passages: Passages,
+        encoder: Encoder,
+        collection: Collection,
+        store: ArticleStore,
+        grace_seconds: float = 5.0,
+    ) -> None:
+        self._passages = passages
+        self._encoder = encoder
+        self._collection = collection
+        self._store = store
+        self._grace_seconds = grace_seconds
+
+    def analyse(self, batch: Sequence[Change]) -> list[list[AnalysedPassage]]:
+        """The passages of each change; none for a delete and for an article that is not to be shown."""
+        shown = [(c.seq, c.article) for c in batch if c.article is not None and c.article.visible]
+        made = iter(self._passages.of(shown))
+        return [next(made) if c.article is not None and c.article.visible else [] for c in batch]
+
+    def write(self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], lease: Lease) -> Written:
+        """Encodes what is new, writes the rows and commits. Raises what the encoder, the stores and the lease raise."""
+        everything = list(chain.from_iterable(analysed))
+        vectors, encoded = self._vectors(batch, everything)
+        if everything:
+            self._collection.upsert([p.passage for p in everything], vectors)
+        done = [Indexed(change, len(parts)) for change, parts in zip(batch, analysed, strict=True)]
+        self._store.commit(done, lease, grace_seconds=self._grace_seconds)
+        deleted = sum(1 for change in batch if change.article is None)
+        return Written(len(batch) - deleted, deleted, len(everything), encoded)
+
+    def sweep(self) -> int:
+        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept."""
+        now = datetime.now(UTC)
+        due = self._store.due_leftovers()
+        for article_id, visible in due:
+            self._collection.delete_article_revisions(article_id, keep_revision=visible)
+        if due:
+            self._store.forget_leftovers([article_id for article_id, _ in due], before=now)
+        return len(due)
+
+    def _vectors(self, batch: Sequence[Change], passages: Sequence[AnalysedPassage]) -> tuple[FloatArray, int]:
+        """The vectors of `passages`, those with known content copied from the rows that are visible now."""
+        known = self._known_vectors(batch)
+        vectors = np.zeros((len(passages), self._encoder.dim), dtype=np.float32)
+        fresh = []
+        for place, analysed in enumerate(passages):
+            copy = known.get((analysed.passage.article_id, analysed.passage.content_hash)) if known else None
+            if copy is None:
+                fresh.append(place)
+            else:
+                vectors[place] = copy
+        if fresh:
+            vectors[fresh] = encode(self._encoder, [passages[place] for place in fresh])
+        return vectors, len(fresh)
+
+    def _known_vectors(self, batch: Sequence[Change]) -> dict[tuple[str, str], FloatArray]:
+        """(article id, content hash) → vector, of the visible passages of the articles in `batch`."""
+        ids = [
+            passage_id(article_id, revision, ordinal)
+            for article_id, (revision, count) in self._store.visible_passages(c.article_id for c in batch).items()
+            for ordinal in range(count)
+        ]
+        if not ids:
+            return {}
+        vectors = self._collection.get_vectors(ids)
+        passages = self._collection.get(ids)
+        return {(p.article_id, p.content_hash): vectors[p.id] for p in passages if p.id in vectors}
+
+
+def _within(terms: Sequence[Term], start: int, end: int) -> Sequence[Term]:
+    """The terms that lie inside [start, end); `terms` are sorted by their start."""
+    first = bisect_left(terms, start, key=lambda term: term.start)
+    last = bisect_left(terms, end, key=lambda term: term.start)
+    return [term for term in terms[first:last] if term.end <= end]

@@ -1,0 +1,113 @@
+"""Scored candidates → a ranking of articles, and its pages.
+
+An article stands where its best passage stands; its other passages are listed beside it. A cursor is the key (score, id)
+of the last article shown and the hash of the question, so pages join without gap or repetition whatever their sizes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from pipeline.errors import InvalidQuery
+from pipeline.index.engine import Candidates
+from pipeline.retrieval.fusion import Fused
+
+_HASH_CHARS = 16  # of the question's SHA-256: a slip is noticed, nothing secret is guarded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPassage:
+    """A candidate with its scores; None where a leg is off."""
+
+    passage_id: str
+    score: float
+    dense: float | None
+    lexical: float | None
+    dense_normalised: float | None
+    lexical_normalised: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedArticle:
+    """An article by its `best` passage; `others` are its other candidates, best first."""
+
+    article_id: str
+    best: ScoredPassage
+    others: tuple[ScoredPassage, ...]
+
+    @property
+    def score(self) -> float:
+        return self.best.score
+
+
+def rank(candidates: Candidates, fused: Fused) -> list[RankedArticle]:
+    """The articles of the candidates, best first; equal scores by article id, equal passages by passage id."""
+    grouped: dict[str, list[ScoredPassage]] = {}
+    for place, article_id in enumerate(candidates.article_ids):
+        scored = ScoredPassage(
+            passage_id=candidates.passage_ids[place],
+            score=float(fused.score[place]),
+            dense=_number(candidates.dense[place]),
+            lexical=_number(candidates.lexical[place]),
+            dense_normalised=_number(fused.dense[place]),
+            lexical_normalised=_number(fused.lexical[place]),
+        )
+        grouped.setdefault(article_id, []).append(scored)
+    articles = []
+    for article_id, passages in grouped.items():
+        best, *others = sorted(passages, key=lambda p: (-p.score, p.passage_id))
+        articles.append(RankedArticle(article_id=article_id, best=best, others=tuple(others)))
+    return sorted(articles, key=_key)
+
+
+def page(
+    ranking: Sequence[RankedArticle], *, limit: int, cursor: str | None, question: str
+) -> tuple[list[RankedArticle], str | None]:
+    """`limit` articles after `cursor`, and the cursor of the next page (None on the last).
+
+    Raises InvalidQuery for a cursor that is none, or belongs to another `question`.
+    """
+    first = 0
+    if cursor is not None:
+        after = _decoded(cursor, question)
+        first = next((i for i, article in enumerate(ranking) if _key(article) > after), len(ranking))
+    shown = list(ranking[first : first + limit])
+    more = first + limit < len(ranking)
+    return shown, _encoded(shown[-1], question) if shown and more else None
+
+
+def _key(article: RankedArticle) -> tuple[float, str]:
+    return -article.score, article.article_id
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)  # noqa: PLR0124  # NaN: the leg is off
+
+
+def _digest(question: str) -> str:
+    return hashlib.sha256(question.encode()).hexdigest()[:_HASH_CHARS]
+
+
+def _encoded(article: RankedArticle, question: str) -> str:
+    content = orjson.dumps([article.score, article.article_id, _digest(question)])
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def _decoded(cursor: str, question: str) -> tuple[float, str]:
+    rule = "a next_cursor given by a search"
+    try:
+        content = orjson.loads(base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
+        score, article_id, digest = content
+    except (ValueError, TypeError, binascii.Error, UnicodeEncodeError) as error:
+        raise InvalidQuery("cursor", cursor, rule) from error
+    if not isinstance(score, int | float) or not isinstance(article_id, str):
+        raise InvalidQuery("cursor", cursor, rule)
+    if digest != _digest(question):
+        raise InvalidQuery("cursor", cursor, f"{rule} for the same question, mode and filters")
+    return -float(score), article_id
