@@ -47,3 +47,11 @@ class MorphemeEncoder(Encoder, Protocol):
 
     def encode_morphemes(self, texts: Sequence[Sequence[Token]]) -> FloatArray:
         """Vectors of analysed texts (every morpheme of Kiwi, in order): float32 (len(texts), dim), unit rows."""
+
+
+@runtime_checkable
+class TermEncoder(Encoder, Protocol):
+    """An encoder that can make a vector of plain content forms: what is near a query is found without Kiwi."""
+
+    def encode_terms(self, texts: Sequence[Sequence[str]]) -> FloatArray:
+        """Vectors of texts given as their lower-cased content forms: float32 (len(texts), dim), unit rows."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.documents import Passage, passage_id
+from pipeline.documents import passage_id
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
@@ -61,17 +61,14 @@ class Follower:
                     return applied
 
     def _apply(self, entry: LogEntry) -> None:
-        passages, vectors = self._rows(entry)
-        self._engine.apply(entry.article_id, entry.revision, passages, vectors)
-
-    def _rows(self, entry: LogEntry) -> tuple[list[Passage], FloatArray]:
-        nothing: FloatArray = np.zeros((0, 0), dtype=np.float32)
         if entry.revision is None:
-            return [], nothing
+            self._engine.apply(entry.article_id, None, [], np.zeros((0, 0), dtype=np.float32))
+            return
         visible = self._store.visible_passages([entry.article_id]).get(entry.article_id)
         if visible is None or visible[0] != entry.revision:
-            return [], nothing  # replaced since: a later entry says by what, and its rows may be gone already
+            return  # replaced since: a later entry says by what, and until then the engine shows what it has
         ids = [passage_id(entry.article_id, entry.revision, n) for n in range(visible[1])]
         passages = self._collection.get(ids)
-        found = self._collection.get_vectors([p.id for p in passages])
-        return passages, np.array([found[p.id] for p in passages], dtype=np.float32)
+        found = self._collection.get_vectors(ids)
+        vectors: FloatArray = np.array([found[p.id] for p in passages], dtype=np.float32)
+        self._engine.apply(entry.article_id, entry.revision, passages, vectors)

@@ -1,0 +1,204 @@
+"""Settings → the parts of a running Yeoul, put together in one place for the command line, the API and notebooks.
+
+`Assembly.open` starts what needs no collection (state database, Kiwi, encoder); `connect` opens the collection and checks
+its manifest; `load` fills the engine. So a server can be up, say why it is not ready, and try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.encoding.encoder import Encoder
+from pipeline.encoding.opening import open_encoder
+from pipeline.errors import NotReady
+from pipeline.folder import FolderLock
+from pipeline.index.collection import Collection
+from pipeline.index.engine import Engine
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.follower import Follower
+from pipeline.index.manifest import Manifest
+from pipeline.index.milvus_engine import MilvusEngine
+from pipeline.index.resident import ResidentEngine
+from pipeline.ingest import ChunkingParameters, Ingest, Passages
+from pipeline.korean.morphemes import Analyser
+from pipeline.retrieval.fusion import default_alpha
+from pipeline.retrieval.searcher import FusionParameters, Searcher
+from pipeline.settings import Settings
+from pipeline.storage import manifests
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
+
+
+class Assembly:
+    """The parts, open. `collection`, `ingest`, `follower` and `searcher` exist after `connect`."""
+
+    def __init__(
+        self, settings: Settings, database: StateDatabase, analyser: Analyser, encoder: Encoder, lock: FolderLock | None
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.store = ArticleStore(database)
+        self.analyser = analyser
+        self.encoder = encoder
+        self.passages = passages_of(settings, analyser, encoder)
+        self.lock = lock
+        self._connected: Connected | None = None
+
+    @classmethod
+    def open(cls, settings: Settings, *, command: str, progress: bool = False) -> Assembly:
+        """Takes the data folder, opens the state database, starts Kiwi and the encoder.
+
+        Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
+        """
+        lock = FolderLock.take(settings.data_dir, command) if settings.milvus_is_lite else None
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                analyser = pool.submit(Analyser.open, settings.user_words)
+                database = StateDatabase.open(settings.state_url)
+                kiwi = analyser.result()
+            return cls(settings, database, kiwi, encoder_of(settings, kiwi, progress=progress), lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    @property
+    def connected(self) -> Connected:
+        """Raises NotReady before `connect`."""
+        if self._connected is None:
+            raise NotReady(
+                "the collection is not open yet", "wait until /readyz answers 200; yeoul doctor says what is amiss"
+            )
+        return self._connected
+
+    def connect(self) -> Connected:
+        """Opens the collection in use, or makes the first one. Raises StoreUnavailable, FolderInUse, ManifestMismatch."""
+        if self._connected is None:
+            self._connected = Connected.open(self)
+        return self._connected
+
+    def close(self) -> None:
+        """Closes everything; may be called twice."""
+        if self._connected is not None:
+            self._connected.collection.close()
+            self._connected = None
+        self.database.close()
+        if self.lock is not None:
+            self.lock.release()
+
+
+class Connected:
+    """The parts that stand on an open collection."""
+
+    def __init__(self, assembly: Assembly, collection: Collection, manifest: Manifest) -> None:
+        settings = assembly.settings
+        parameters = lexical_parameters(settings)
+        self.collection = collection
+        self.manifest = manifest
+        self.ingest = Ingest(
+            passages=assembly.passages,
+            encoder=assembly.encoder,
+            collection=collection,
+            store=assembly.store,
+            grace_seconds=settings.indexers.grace_seconds,
+        )
+        self._by_milvus = MilvusEngine(collection, parameters)
+        self._engine: Engine = self._by_milvus
+        if settings.engine == "resident":
+            self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
+        self.follower = Follower(assembly.store, collection, self._engine)
+        self.searcher = Searcher(
+            analyser=assembly.analyser,
+            encoder=assembly.encoder,
+            engine=self.engine,
+            fusion=fusion_parameters(settings, manifest),
+            seq=lambda: self.follower.seq,
+        )
+
+    @classmethod
+    def open(cls, assembly: Assembly) -> Connected:
+        settings, running = assembly.settings, running_manifest(assembly.settings, assembly.analyser, assembly.encoder)
+        known = manifests.active(assembly.database)
+        if known is not None:
+            known[1].check(running)
+        name = known[0] if known is not None else f"{settings.milvus.collection}_1"
+        collection = Collection.open(
+            uri=settings.milvus_uri,
+            token=settings.milvus.token,
+            name=name,
+            dim=assembly.encoder.dim,
+            index=settings.milvus.index,
+        )
+        if known is None:
+            manifests.activate(assembly.database, name, running)
+            collection.switch_alias(settings.milvus.collection)
+        return cls(assembly, collection, known[1] if known is not None else running)
+
+    def engine(self) -> tuple[Engine, Mapping[str, str]]:
+        """The engine that answers now. While the resident one loads, Milvus answers, and the mapping says so."""
+        if self.follower.loaded:
+            return self._engine, {}
+        return self._by_milvus, {"resident": f"the index is loading ({self._engine.count:,} passages so far)"}
+
+    def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
+        """Fills the engine from the collection; searches are answered meanwhile."""
+        self.follower.load(on_progress)
+
+
+def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False) -> Encoder:
+    """The encoder that the settings name."""
+    chosen = settings.encoder
+    return open_encoder(
+        chosen.model,
+        analyser.kiwi,
+        device=chosen.device,
+        batch_size=chosen.batch_size,
+        query_prompt=chosen.query_prompt,
+        passage_prompt=chosen.passage_prompt,
+        cache_dir=chosen.cache_dir,
+        progress=progress,
+    )
+
+
+def passages_of(settings: Settings, analyser: Analyser, encoder: Encoder) -> Passages:
+    """The maker of passages that the settings describe."""
+    return Passages(
+        analyser, encoder, ChunkingParameters(settings.chunking.max_tokens, settings.chunking.overlap_sentences)
+    )
+
+
+def lexical_parameters(settings: Settings) -> LexicalParameters:
+    return LexicalParameters(**settings.lexical.model_dump())
+
+
+def fusion_parameters(settings: Settings, manifest: Manifest) -> FusionParameters:
+    """The fusion in force: the weight of the settings, or the one measured for the encoder."""
+    chosen = settings.fusion
+    return FusionParameters(
+        method=chosen.method,
+        alpha=manifest.alpha if chosen.alpha is None else chosen.alpha,
+        rrf_k=chosen.rrf_k,
+        candidates=chosen.candidates,
+    )
+
+
+def running_manifest(settings: Settings, analyser: Analyser, encoder: Encoder) -> Manifest:
+    """What an index made now would be built with."""
+    return Manifest(
+        encoder=encoder.id,
+        dim=encoder.dim,
+        tokenizer=analyser.fingerprint,
+        max_tokens=settings.chunking.max_tokens,
+        overlap_sentences=settings.chunking.overlap_sentences,
+        alpha=default_alpha(encoder.id),
+    )
+
+
+def device_of(settings: Settings) -> str:
+    """`cpu` or `cuda`, where the resident vectors live."""
+    if settings.encoder.device != "auto":
+        return settings.encoder.device
+    import torch  # noqa: PLC0415 - a second to import: only for a process that holds vectors
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,68 @@
+"""Who holds the data folder: Milvus Lite belongs to one process, and the next one is told to whom."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+from filelock import FileLock, Timeout
+
+from pipeline.errors import FolderInUse
+
+_LOCK = "lock"
+_HOLDER = "holder.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds a folder; `url` where it serves HTTP."""
+
+    pid: int
+    command: str
+    url: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.command} (process {self.pid}{', ' + self.url if self.url else ''})"
+
+
+class FolderLock:
+    """A data folder, held by this process until `release` or its end."""
+
+    def __init__(self, folder: Path, lock: FileLock) -> None:
+        self._folder = folder
+        self._lock = lock
+
+    @classmethod
+    def take(cls, folder: Path, command: str) -> FolderLock:
+        """Makes the folder where it is missing and takes it. Raises FolderInUse naming the holder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise FolderInUse(str(folder), str(holder_of(folder) or "another process")) from error
+        taken = cls(folder, lock)
+        taken.announce(Holder(os.getpid(), command))
+        return taken
+
+    def announce(self, holder: Holder) -> None:
+        """Writes down who holds the folder, for those who find it taken."""
+        temporary = self._folder / f"{_HOLDER}.{os.getpid()}"
+        temporary.write_bytes(orjson.dumps(asdict(holder)))
+        temporary.replace(self._folder / _HOLDER)
+
+    def release(self) -> None:
+        """May be called twice."""
+        if self._lock.is_locked:
+            (self._folder / _HOLDER).unlink(missing_ok=True)
+            self._lock.release()
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who says to hold `folder`; believe it only where the folder cannot be taken."""
+    try:
+        return Holder(**orjson.loads((folder / _HOLDER).read_bytes()))
+    except (OSError, TypeError, orjson.JSONDecodeError):
+        return None
