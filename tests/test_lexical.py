@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import bm25s  # type: ignore[import-untyped]
@@ -194,8 +195,13 @@ def test_defaults_are_those_of_rank_bm25(variant: Variant) -> None:
     assert set(parameters) == {"k1", "b", "epsilon" if variant == "okapi" else "delta"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("parameters", [{"k1": 0.0}, {"b": 1.0}, {"k1": 0.0, "b": 1.0}, {"b": 0.0}])
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [
+        *product(VARIANTS, [{"k1": 0.0}, {"b": 1.0}, {"k1": 0.0, "b": 1.0}, {"b": 0.0}]),
+        ("l", {"k1": 0.0, "delta": 0.0}),
+    ],
+)
 def test_extreme_parameters_give_finite_scores_after_a_removal(variant: Variant, parameters: dict[str, float]) -> None:
     index = filled({0: ["대출", "금리"], 1: ["대출"], 2: [], 3: ["세금"]}, variant, **parameters)
     index.remove([1])
