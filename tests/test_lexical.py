@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import bm25s  # type: ignore[import-untyped]
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
-from rank_bm25 import BM25L, BM25Okapi, BM25Plus  # type: ignore[import-untyped]
+from rank_bm25 import BM25L, BM25Okapi, BM25Plus
 
 from pipeline.errors import InvalidInput
 from pipeline.index.lexical import LexicalIndex, Variant

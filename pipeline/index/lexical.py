@@ -34,7 +34,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rank_bm25 import BM25L, BM25Okapi, BM25Plus  # type: ignore[import-untyped]
+from rank_bm25 import BM25L, BM25Okapi, BM25Plus
 
 from pipeline.errors import InvalidInput, shown
 from pipeline.index.postings import SEGMENT_POSTINGS, Counts, Integers, Postings, TermNumbers
