@@ -324,11 +324,9 @@ def _connected(uri: str, token: str) -> MilvusClient:
     try:
         with _answering(uri):
             return MilvusClient(str(folder), timeout=_CONNECT_SECONDS, dedicated=True)
-    except StoreUnavailable:
-        lite.refuse_where_held(folder)  # another process was faster
-        raise
     except BaseException:
         lite.give_back(folder)
+        lite.refuse_where_held(folder)  # another process may have been faster
         raise
 
 
@@ -340,7 +338,7 @@ def _disconnect(client: MilvusClient, uri: str) -> None:
 
 def _quieten() -> None:
     """Every failed call is raised here with its cause; the libraries would also print it, with a traceback."""
-    for name in ("pymilvus", "milvus_lite.adapter", "milvus_lite.server_manager"):
+    for name in ("pymilvus", "milvus_lite.adapter", "milvus_lite.server_manager", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -351,9 +349,9 @@ def _answering(uri: str) -> Iterator[None]:
         yield
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
         why = " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())
-        cure = "start the Milvus server, or correct milvus.uri and milvus.token"
-        if lite.folder_of(uri):
-            cure = "check that the folder can be written and the disk is not full"
+        cure = (
+            lite.UNUSABLE if lite.folder_of(uri) else "start the Milvus server, or correct milvus.uri and milvus.token"
+        )
         raise StoreUnavailable("collection", uri, why, cure) from error
 
 

@@ -12,10 +12,12 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from pipeline.errors import FolderInUse
+from pipeline.errors import FolderInUse, StoreUnavailable
 
 # Milvus Lite takes one writer at a time for a collection; all its folders share this lock, as one folder is the rule.
 WRITING = threading.RLock()
+
+UNUSABLE = "check that milvus.uri names a folder that can be written and that the disk is not full"
 
 _LOCK_FILE = "LOCK"  # the file inside the folder that Milvus Lite locks (flock)
 _KERNEL_LOCKS = Path("/proc/locks")  # Linux: who holds which lock
@@ -29,10 +31,16 @@ def folder_of(uri: str) -> Path | None:
 
 
 def take(folder: Path) -> None:
-    """Counts one more user of `folder` in this process; raises FolderInUse where another process holds it."""
+    """Counts one more user of `folder` in this process.
+
+    Raises FolderInUse where another process holds it, StoreUnavailable where it cannot be made or is no folder.
+    """
     with _counting:
         if not _users[folder]:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreUnavailable("collection", str(folder), str(error), UNUSABLE) from error
             refuse_where_held(folder)
         _users[folder] += 1
 

@@ -1,0 +1,157 @@
+"""A real Milvus server for the tests: the standalone binary of the PyPI package `milvus`, on 127.0.0.1 with free ports.
+
+The package needs an old setuptools, so it lives in a virtual environment of its own, found through the environment
+variable YEOUL_TEST_MILVUS_SERVER (the python of that environment). Knows nothing about collections or pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+_VARIABLE = "YEOUL_TEST_MILVUS_SERVER"
+_DEFAULT_PYTHON = Path(".cache/milvus-server/bin/python")  # below the root of the repository; git ignores it
+_STARTUP_SECONDS = 90  # 9 s on an idle machine with two cores; a busy one takes several times that
+_STOP_SECONDS = 2  # its data is thrown away, so there is no need to wait for its own end, which takes over 10 s
+_POLL_SECONDS = 0.1
+_PORT_KEYS = (
+    "etcd_port",
+    "proxy_port",
+    "proxy_internal_port",
+    "root_coord_port",
+    "query_coord_port",
+    "query_node_port",
+    "index_coord_port",
+    "index_node_port",
+    "data_coord_port",
+    "data_node_port",
+)
+# Runs in the other environment: unpacks the binary, writes the configuration, says where the binary is.
+_PREPARE = """
+import sys
+from milvus import MilvusServer, MilvusServerConfig, _initialize_data_files
+ports = dict(pair.split("=") for pair in sys.argv[2:])
+server = MilvusServer(MilvusServerConfig(data_dir=sys.argv[1], **ports))
+server.config.set("authorization_enabled", True)
+server.config.resolve()
+_initialize_data_files(sys.argv[1])
+print(server.get_milvus_executable_path())
+"""
+
+# Its embedded etcd: without a file of its own it takes the ports 2379 and 2380 on whatever machine it runs.
+_ETCD = """
+name: default
+data-dir: {data}
+listen-client-urls: http://127.0.0.1:{client}
+advertise-client-urls: http://127.0.0.1:{client}
+listen-peer-urls: http://127.0.0.1:{peer}
+initial-advertise-peer-urls: http://127.0.0.1:{peer}
+initial-cluster: default=http://127.0.0.1:{peer}
+log-outputs: [{data}.log]
+"""
+
+TOKEN = "root:Milvus"  # the account that a new server has; authorization is on, so that tokens are tested too
+CURE = (
+    "a real Milvus server is not installed; create it with: python3 -m venv .cache/milvus-server && "
+    ".cache/milvus-server/bin/pip install 'milvus==2.3.5' 'setuptools<81' "
+    f"(or set {_VARIABLE} to the python of an environment that has it)"
+)
+
+
+def server_python() -> Path | None:
+    """The python that has the package `milvus`; None where there is none."""
+    named = os.environ.get(_VARIABLE)
+    python = Path(named) if named else Path(__file__).parent.parent / _DEFAULT_PYTHON
+    if not python.exists():
+        return None
+    seen = subprocess.run([python, "-c", "import milvus"], capture_output=True, check=False)
+    return python if seen.returncode == 0 else None
+
+
+def start(data_dir: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """Starts a server with its data in `data_dir` and waits until it is healthy: its uri and its process.
+
+    Raises RuntimeError with the end of its log where it does not come up in time.
+    """
+    python = server_python()
+    if python is None:
+        raise RuntimeError(CURE)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    *ports, health_port, peer_port = _free_ports(len(_PORT_KEYS) + 2)
+    pairs = [f"{key}={port}" for key, port in zip(_PORT_KEYS, ports, strict=True)]
+    prepared = subprocess.run(
+        [python, "-c", _PREPARE, str(data_dir), *pairs], capture_output=True, check=True, text=True
+    )
+    binary = Path(prepared.stdout.strip())
+    _configure(data_dir, client_port=ports[_PORT_KEYS.index("etcd_port")], peer_port=peer_port)
+    process = _run(binary, data_dir, health_port)
+    try:
+        _wait_until_healthy(process, health_port, data_dir)
+    except BaseException:
+        stop(process)
+        raise
+    return f"http://127.0.0.1:{ports[_PORT_KEYS.index('proxy_port')]}", process
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends this server, and only this one."""
+    process.terminate()
+    try:
+        process.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _run(binary: Path, data_dir: Path, health_port: int) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "DEPLOY_MODE": "STANDALONE",
+        "METRICS_PORT": str(health_port),
+        "MILVUS_RUN_DIR": str(data_dir / "run"),
+        "LD_LIBRARY_PATH": f"{binary.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+    }
+    with (data_dir / "milvus.log").open("wb") as log:
+        return subprocess.Popen(
+            [binary, "run", "standalone"], cwd=data_dir, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, data_dir: Path) -> None:
+    until = time.monotonic() + _STARTUP_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer,
+        ):
+            if b"OK" in answer.read():
+                return
+        time.sleep(_POLL_SECONDS)
+    log = (data_dir / "milvus.log").read_bytes()[-2_000:].decode(errors="replace")
+    raise RuntimeError(f"the Milvus server was not healthy within {_STARTUP_SECONDS} s; its log ends with:\n{log}")
+
+
+def _configure(data_dir: Path, *, client_port: int, peer_port: int) -> None:
+    """Gives etcd its own ports, and every `ip:` without a value the loopback address to announce."""
+    etcd = data_dir / "configs" / "etcd.yaml"
+    etcd.write_text(_ETCD.format(data=data_dir / "etcd", client=client_port, peer=peer_port), encoding="utf-8")
+    configuration = data_dir / "configs" / "milvus.yaml"
+    lines = configuration.read_text(encoding="utf-8").splitlines()
+    bound = [line.split("ip:")[0] + "ip: 127.0.0.1" if line.strip().startswith("ip:") else line for line in lines]
+    at = bound.index("etcd:") + 1
+    bound[at:at] = ["  config:", f"    path: {etcd}"]
+    configuration.write_text("\n".join(bound) + "\n", encoding="utf-8")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
