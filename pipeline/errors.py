@@ -129,6 +129,7 @@ class FolderInUse(YeoulError):
             f"the data folder {folder} is in use by {holder}",
             "Milvus Lite belongs to one process: stop that one, use its HTTP API, or set milvus.uri to a Milvus server",
         )
+        self.holder = holder
 
 
 class ManifestMismatch(YeoulError):

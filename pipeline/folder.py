@@ -23,6 +23,11 @@ class Holder:
     command: str
     url: str = ""
 
+    @classmethod
+    def this(cls, command: str, url: str = "") -> Holder:
+        """This process."""
+        return cls(os.getpid(), command, url)
+
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid}{', ' + self.url if self.url else ''})"
 
@@ -44,7 +49,7 @@ class FolderLock:
         except Timeout as error:
             raise FolderInUse(str(folder), str(holder_of(folder) or "another process")) from error
         taken = cls(folder, lock)
-        taken.announce(Holder(os.getpid(), command))
+        taken.announce(Holder.this(command))
         return taken
 
     def announce(self, holder: Holder) -> None:

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from pipeline.errors import InvalidSetting, UnreadableSource
 
 FILE = "yeoul.toml"
+_SECRET = frozenset({"api.keys", "milvus.token", "database_url"})  # never printed
 
 
 class _Section(BaseModel):
@@ -122,8 +129,6 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        from pydantic_settings import TomlConfigSettingsSource  # noqa: PLC0415
-
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
@@ -158,6 +163,18 @@ def load(**overrides: Any) -> Settings:
 def described() -> list[tuple[str, str, str]]:
     """Every setting as (dotted name, default, help): the table of README and of `yeoul doctor`."""
     return [row for name, field in Settings.model_fields.items() for row in _rows(name, field)]
+
+
+def in_force(settings: Settings) -> list[tuple[str, str]]:
+    """Every setting as (dotted name, value), secrets hidden."""
+    rows = []
+    for name, _, _ in described():
+        value: Any = settings
+        for part in name.split("."):
+            value = getattr(value, part)
+        hidden = name in _SECRET and value
+        rows.append((name, f"({len(value)} hidden)" if hidden else str(value)))
+    return rows
 
 
 def _rows(name: str, field: Any) -> list[tuple[str, str, str]]:

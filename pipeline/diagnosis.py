@@ -1,0 +1,98 @@
+"""What `yeoul doctor` looks at: versions, stores, encoder and index, each with what to do where it is amiss."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from pipeline import assembly
+from pipeline.errors import FolderInUse, YeoulError
+from pipeline.folder import holder_of
+from pipeline.index.collection import Collection
+from pipeline.korean.morphemes import Analyser
+from pipeline.settings import Settings
+from pipeline.storage import manifests
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
+
+_PACKAGES = [
+    "yeoul",
+    "kiwipiepy",
+    "kiwipiepy_model",
+    "pymilvus",
+    "milvus-lite",
+    "torch",
+    "sentence-transformers",
+    "sqlalchemy",
+    "fastapi",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the diagnosis; `cure` is empty where `ok`."""
+
+    name: str
+    ok: bool
+    found: str
+    cure: str = ""
+
+
+def diagnose(settings: Settings) -> Iterator[Check]:
+    """Checks in the order in which things depend on each other; never raises a YeoulError."""
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    yield Check("versions", ok=True, found=f"Python {platform.python_version()}, {versions}")
+    yield _check("state database", lambda: _database(settings))
+    yield _check("kiwi and encoder", lambda: _encoder(settings))
+    yield _check("collection", lambda: _collection(settings))
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, ok=True, found=look())
+    except YeoulError as error:
+        return Check(name, ok=False, found=error.message, cure=error.hint)
+
+
+def _database(settings: Settings) -> str:
+    database = StateDatabase.open(settings.state_url)
+    try:
+        store = ArticleStore(database)
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(store.counts().items())) or "no articles"
+        return f"{database.ping()}: {counts}; {store.queue_length()} changes wait in the inbox"
+    finally:
+        database.close()
+
+
+def _encoder(settings: Settings) -> str:
+    analyser = Analyser.open(settings.user_words)
+    encoder = assembly.encoder_of(settings, analyser)
+    return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"
+
+
+def _collection(settings: Settings) -> str:
+    holder = holder_of(settings.data_dir) if settings.milvus_is_lite else None
+    database = StateDatabase.open(settings.state_url)
+    try:
+        known = manifests.active(database)
+    finally:
+        database.close()
+    if known is None:
+        return f"none yet at {settings.milvus_uri}: yeoul index makes it"
+    name, manifest = known
+    try:
+        collection = Collection.open(
+            uri=settings.milvus_uri, token=settings.milvus.token, name=name, dim=manifest.dim, create=False
+        )
+    except FolderInUse:
+        return f"{name} at {settings.milvus_uri}, held by {holder or 'another process'}"
+    try:
+        lexical = "BM25 of the store" if collection.supports_lexical else "resident (the store has no sparse vectors)"
+        return (
+            f"{name} at {settings.milvus_uri}, {collection.ping()}: {collection.count():,} rows; engine "
+            f"{settings.engine}; candidates of the lexical leg while loading: {lexical}; alpha {manifest.alpha}"
+        )
+    finally:
+        collection.close()

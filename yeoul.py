@@ -1,0 +1,352 @@
+"""The command line, and the only place where `pipeline`, `indexers` and `api` meet.
+
+Each command imports what it needs: Kiwi, torch and the web framework together take seconds to start.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import orjson
+import typer
+
+from pipeline import settings as configuration
+from pipeline.errors import FolderInUse, NotReady, YeoulError
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from indexers.worker import Totals
+    from pipeline.assembly import Assembly
+    from pipeline.storage.articles import ArticleStore
+
+app = typer.Typer(
+    help="Korean hybrid search: dense vectors and Kiwi-morpheme BM25 in one explainable ranking.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
+_SERVER_SECONDS = 30.0  # for an answer of a running `yeoul serve`
+_MODES = ("hybrid", "dense", "lexical")
+
+
+def main() -> None:
+    """The console script: an error of ours is one line on stderr and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except YeoulError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped. What was accepted waits in the inbox: run the command again to go on")
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders: .jsonl .csv .parquet .md .html, also .gz")],
+) -> None:
+    """Read articles from files and make them searchable."""
+    from indexers.bulk import submit
+    from pipeline.storage.articles import ArticleStore
+    from pipeline.storage.database import StateDatabase
+
+    settings = configuration.load()
+    database = StateDatabase.open(settings.state_url)
+    try:
+        store = ArticleStore(database)
+        with _bar("reading", "articles") as advance:
+            report = submit(store, paths, on_problem=_tell, on_progress=advance)
+        totals = _drained(settings, store, report.last_seq) if store.queue_length() else None
+        print(
+            f"{report.read:,} articles read: {report.accepted:,} new or changed, {report.unchanged:,} unchanged, "
+            f"{report.refused:,} lines refused"
+        )
+        if totals is not None:
+            print(
+                f"{totals.articles:,} articles indexed as {totals.passages:,} passages, {totals.encoded:,} of them encoded; "
+                f"{totals.deleted:,} deleted, {totals.failed:,} failed"
+            )
+    finally:
+        database.close()
+    if (totals is not None and totals.failed) or (report.refused and not report.read):
+        raise SystemExit(1)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    limit: Annotated[int, typer.Option(help="Articles to show, 1-100.")] = 10,
+    mode: Annotated[str, typer.Option(help="hybrid, dense or lexical.")] = "hybrid",
+    category: Annotated[str | None, typer.Option(help="Only articles of this category.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show why each article is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Search the index."""
+    if mode not in _MODES:
+        raise typer.BadParameter(f"should be one of {', '.join(_MODES)}, is {mode!r}", param_hint="--mode")
+    # What a shell passes as bytes that are no UTF-8 comes with lone surrogates.
+    text = query.encode("utf-8", "replace").decode("utf-8")
+    settings = configuration.load()
+    parameters = {"limit": limit, "mode": mode, "category": category, "explain": explain or not as_json}
+    try:
+        answer = _searched(settings, text, parameters)
+    except FolderInUse as error:
+        answer = _asked_server(settings, text, parameters, error)
+    if as_json:
+        sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
+    else:
+        _print_answer(answer, explain=explain)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (api.host).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (api.port).")] = None,
+) -> None:
+    """Serve the HTTP API and the search page; with Milvus Lite the indexer runs in the same process."""
+    import uvicorn
+    from api.app import create_app
+
+    from pipeline.assembly import Assembly
+    from pipeline.folder import Holder
+
+    settings = configuration.load()
+    host, port = host or settings.api.host, port or settings.api.port
+    assembly = Assembly.open(settings, command="yeoul serve", progress=True)
+    if assembly.lock is not None:
+        assembly.lock.announce(Holder.this("yeoul serve", f"http://{host}:{port}"))
+    worker = _EmbeddedWorker(assembly)
+    application = create_app(settings, assembly=assembly, wake=worker.wake)
+    worker.on_commit = application.state.service.notify
+    worker.start()
+    try:
+        uvicorn.run(application, host=host, port=port, loop="uvloop", http="httptools", log_level="warning")
+    finally:
+        worker.stop()
+        assembly.close()
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    pool: Annotated[
+        Path | None, typer.Option(help="More documents to search among: .jsonl(.gz) of _id, title, text.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain Kiwi BM25 beside the modes.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="nDCG@10 for each weight of the dense leg.")] = False,
+) -> None:
+    """Score every mode on judged queries; uses a temporary index, never the live one."""
+    from pipeline import assembly
+    from pipeline.evaluation import runner
+    from pipeline.korean.morphemes import Analyser
+
+    settings = configuration.load()
+    analyser = Analyser.open(settings.user_words)
+    encoder = assembly.encoder_of(settings, analyser, progress=True)
+    manifest = assembly.running_manifest(settings, analyser, encoder)
+    evaluation = runner.run(
+        folder,
+        pool=pool,
+        queries=queries,
+        plain=plain,
+        analyser=analyser,
+        encoder=encoder,
+        manifest=manifest,
+        passages=assembly.passages_of(settings, analyser, encoder),
+        lexical=assembly.lexical_parameters(settings),
+        fusion=assembly.fusion_parameters(settings, manifest),
+    )
+    print(runner.table(evaluation))
+    if sweep:
+        print(runner.sweep_table(evaluation))
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps(evaluation.to_mapping(), option=orjson.OPT_INDENT_2))
+
+
+@app.command()
+def doctor() -> None:
+    """Show the settings in force, versions, what can be reached, and what to fix."""
+    from pipeline.diagnosis import diagnose
+
+    settings = configuration.load()
+    print("settings (yeoul.toml, YEOUL_* over it; see README for what each means)")
+    for name, value in configuration.in_force(settings):
+        print(f"  {name} = {value}")
+    amiss = 0
+    for check in diagnose(settings):
+        print(f"{'ok   ' if check.ok else 'AMISS'} {check.name}: {check.found}")
+        if not check.ok:
+            amiss += 1
+            print(f"      cure: {check.cure}")
+    if amiss:
+        raise SystemExit(1)
+
+
+class _EmbeddedWorker:
+    """The worker as a thread of the serving process, started when the collection is open."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._wake = lambda: None
+        self.on_commit = lambda: None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake()
+
+    def stop(self) -> None:
+        """Ends after the batch under way."""
+        self._stop.set()
+        self._wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from indexers.worker import Worker
+
+        ingest = None
+        while ingest is None and not self._stop.wait(0.0 if ingest else _LOOK_SECONDS):
+            try:
+                ingest = self._assembly.connected.ingest
+            except NotReady:
+                continue
+        if ingest is not None:
+            worker = Worker(
+                self._assembly.store,
+                ingest,
+                poll_seconds=self._assembly.settings.indexers.poll_seconds,
+                on_commit=lambda: self.on_commit(),  # noqa: PLW0108 - set after the start
+            )
+            self._wake = worker.wake
+            worker.run(self._stop)
+
+
+def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals | None:
+    """Indexes what waits in the inbox, here or, where another process holds the folder, there (then None)."""
+    from indexers.worker import Worker
+    from pipeline.assembly import Assembly
+
+    while True:
+        try:
+            assembly = Assembly.open(settings, command="yeoul index", progress=sys.stderr.isatty())
+            break
+        except FolderInUse as error:
+            if store.settled_up_to() >= last_seq:
+                _tell(f"indexed by the process that holds the folder ({error.holder})")
+                return None
+            threading.Event().wait(_LOOK_SECONDS)
+    try:
+        ingest = assembly.connect().ingest
+        with _bar("indexing", "articles", total=store.queue_length()) as advance:
+            totals = Worker(assembly.store, ingest, on_progress=advance).drain()
+        ingest.sweep()
+        return totals
+    finally:
+        assembly.close()
+
+
+def _searched(settings: Settings, text: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.assembly import Assembly
+    from pipeline.index.filters import Filter
+    from pipeline.retrieval.query import SearchRequest
+    from pipeline.retrieval.unified import unified
+
+    request = SearchRequest.checked(
+        text,
+        limit=parameters["limit"],
+        mode=parameters["mode"],
+        filter_=Filter(category=parameters["category"]),
+    )
+    assembly = Assembly.open(settings, command="yeoul search", progress=sys.stderr.isatty())
+    try:
+        connected = assembly.connect()
+        connected.load()
+        return unified(connected.searcher.search(request), query=text, explain=parameters["explain"])
+    finally:
+        assembly.close()
+
+
+def _asked_server(settings: Settings, text: str, parameters: dict[str, Any], error: FolderInUse) -> dict[str, Any]:
+    """The answer of the `yeoul serve` that holds the folder."""
+    from urllib.error import HTTPError, URLError
+    from urllib.parse import urlencode
+    from urllib.request import Request, urlopen
+
+    from pipeline.folder import holder_of
+
+    holder = holder_of(settings.data_dir)
+    if holder is None or not holder.url:
+        raise error
+    given = {"q": text, **{name: value for name, value in parameters.items() if value is not None}}
+    given["explain"] = "true" if parameters["explain"] else "false"
+    request = Request(f"{holder.url}/v1/search?{urlencode(given)}")
+    for key in settings.api.keys[:1]:
+        request.add_header("Authorization", f"Bearer {key.key}")
+    try:
+        with urlopen(request, timeout=_SERVER_SECONDS) as response:
+            answer: dict[str, Any] = orjson.loads(response.read())
+            return answer
+    except HTTPError as refused:
+        told = orjson.loads(refused.read())["error"]
+        raise YeoulError(told["message"], told["hint"]) from refused
+    except (URLError, TimeoutError) as unreachable:
+        raise error from unreachable
+
+
+def _print_answer(answer: dict[str, Any], *, explain: bool) -> None:
+    import html
+
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    for number, item in enumerate(answer["items"], start=1):
+        snippet = html.unescape(item["snippet"].replace("<mark>", bold).replace("</mark>", plain))
+        place = " · ".join(part for part in (item["category"], (item["published_at"] or "")[:10]) if part)
+        print(f"{number:>2}. {bold}{item['title']}{plain}  {item['score']:.3f}  {place}")
+        print(f"    {snippet}")
+        if explain:
+            print(f"    {_why(item['explain'])}")
+    told = "no article found" if not answer["items"] else f"{answer['total']:,} articles"
+    print(
+        f"{told}, {answer['took_ms']:.1f} ms{', degraded: ' + ', '.join(answer['degraded']) if answer['degraded'] else ''}"
+    )
+
+
+def _why(parts: dict[str, Any]) -> str:
+    legs = []
+    for leg, weight in (("dense", parts["alpha"]), ("lexical", 1 - parts["alpha"])):
+        if parts[leg] is not None:
+            legs.append(f"{weight:.2f} × {parts[leg + '_normalised']:.3f} ({leg} {parts[leg]:.3f})")
+    return f"= {' + '.join(legs)}; matched: {', '.join(parts['matched_terms']) or 'nothing'}"
+
+
+@contextmanager
+def _bar(label: str, unit: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere; gives the function that advances it."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit=f" {unit}", total=total, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"yeoul: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
