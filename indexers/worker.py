@@ -142,7 +142,7 @@ class Worker:
             totals.add(self._ingest.write(batch, parts, lease))
         except (Unavailable, LeaseLost):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever an article provokes, it fails alone
             if len(batch) > 1:
                 log.warning("a batch failed (%s): its changes are tried one by one", error)
                 for change in batch:
@@ -155,7 +155,7 @@ class Worker:
             totals.add(self._ingest.write([change], self._ingest.analyse([change]), lease))
         except (Unavailable, LeaseLost):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever an article provokes, it fails alone
             self._give_up(change, error, lease, totals)
 
     def _give_up(self, change: Change, error: Exception, lease: Lease, totals: Totals) -> None:

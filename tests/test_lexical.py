@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from rank_bm25 import BM25L, BM25Okapi, BM25Plus
 
 from pipeline.errors import InvalidInput
-from pipeline.index.lexical import LexicalIndex, Variant
+from pipeline.index.bm25 import Variant
+from pipeline.index.lexical import LexicalIndex
 
 RANK_BM25: dict[Variant, Any] = {"okapi": BM25Okapi, "l": BM25L, "plus": BM25Plus}
 VARIANTS: tuple[Variant, ...] = ("lucene", "okapi", "l", "plus")

@@ -104,8 +104,6 @@ class Collection:
         with _answering(self._uri):
             return str(self._client.get_server_version(timeout=_CONNECT_SECONDS))
 
-    # -- writing
-
     def upsert(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """Stores `passages` with `vectors` (float32, (len(passages), dim)); a row with the same id is replaced.
 
@@ -123,7 +121,7 @@ class Collection:
 
     def delete(self, ids: Iterable[str]) -> None:
         """Deletes the rows of these passage ids; an id without a row is no error."""
-        for batch in _chunks(list(ids), _DELETE_IDS):
+        for batch in rows.chunks(list(ids), _DELETE_IDS):
             with self._writing(deletes=True):
                 self._client.delete(self.name, filter=any_of(ID, batch), timeout=_WRITE_SECONDS)
 
@@ -146,8 +144,6 @@ class Collection:
             for alias in self._aliases(self.name):
                 self._client.drop_alias(alias, timeout=_WRITE_SECONDS)
             self._client.drop_collection(self.name, timeout=_WRITE_SECONDS)
-
-    # -- reading
 
     def count(self) -> int:
         """Rows in the collection."""
@@ -176,7 +172,7 @@ class Collection:
         """
         fields = (*PASSAGE_FIELDS, DENSE) if with_vectors else PASSAGE_FIELDS
         ids = [rows.id_of(row) for row in self._pages("")]
-        for some in _chunks(ids, min(batch, _READ_ROWS)):
+        for some in rows.chunks(ids, min(batch, _READ_ROWS)):
             found = self._rows(some, fields, after_deletes=False)
             vectors = np.array([row[DENSE] for row in found] if with_vectors else [[]] * len(found), dtype=np.float32)
             if found:
@@ -214,8 +210,6 @@ class Collection:
             return []
         return [rows.id_of(hit) for hit in self._search(LEXICAL, " ".join(terms), k, conditions, "BM25", {})]
 
-    # -- names
-
     def switch_alias(self, alias: str) -> None:
         """From now on `alias` names this collection, whatever it named before; readers see one or the other."""
         change = "create_alias" if self.resolve_alias(alias) is None else "alter_alias"
@@ -231,8 +225,6 @@ class Collection:
         """The names of all collections of the store, sorted."""
         with _answering(self._uri):
             return sorted(self._client.list_collections(timeout=_READ_SECONDS))
-
-    # -- inside
 
     def _aliases(self, name: str) -> list[str]:
         return list(self._client.list_aliases(name, timeout=_READ_SECONDS)["aliases"])
@@ -254,7 +246,7 @@ class Collection:
         deleted = self._deleted
         level = "Strong" if after_deletes and deleted > self._read else "Bounded"
         collected: list[Row] = []
-        for some in _chunks(list(dict.fromkeys(ids)), _READ_ROWS):
+        for some in rows.chunks(list(dict.fromkeys(ids)), _READ_ROWS):
             found = self._matching(any_of(ID, some), fields, level)
             if len(found) < len(some) and level != "Strong" and self._folder is None:
                 missing = set(some) - {rows.id_of(row) for row in found}
@@ -410,7 +402,3 @@ def _checked(client: MilvusClient, name: str, dim: int) -> tuple[IndexKind, bool
         raise ManifestMismatch({f"dimension of {name}": (int(fields[DENSE]["dim"]), dim)})
     kind = client.describe_index(name, DENSE, timeout=_READ_SECONDS)["index_type"]
     return ("hnsw" if kind == "HNSW" else "flat"), LEXICAL in fields
-
-
-def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

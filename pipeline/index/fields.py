@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.documents import Passage
-from pipeline.index.lexical import LexicalIndex, Rows, Scores, Variant
+from pipeline.index.bm25 import Scores, Variant
+from pipeline.index.lexical import LexicalIndex, Rows
 from pipeline.korean.bigrams import bigrams
 
 

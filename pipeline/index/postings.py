@@ -22,7 +22,7 @@ TermNumbers = NDArray[np.int32]
 Counts = NDArray[np.float64]
 
 SEGMENT_POSTINGS = 1 << 21  # cap of a merge: about 7,000 passages, some 0.2 s of pause for the largest
-_MAX_TF = np.iinfo(np.uint16).max  # occurrences of one term in one passage: more than that are not told apart
+MAX_TF = np.iinfo(np.uint16).max  # occurrences of one term in one passage: more than that are not told apart
 _ABSENT = -1  # home of a row that is not in use
 _TERM_SHIFT = 32  # a posting's sort key is term << 32 | row: both are below 2**31
 
@@ -155,7 +155,7 @@ class Postings:
         keys |= np.repeat(rows, counts)
         keys.sort()
         first = np.flatnonzero(np.diff(keys, prepend=_ABSENT))
-        tf = np.minimum(np.diff(np.append(first, len(keys))), _MAX_TF).astype(np.uint16)
+        tf = np.minimum(np.diff(np.append(first, len(keys))), MAX_TF).astype(np.uint16)
         keys = keys[first]
         self._place(keys, tf, rows.astype(np.int32))
         self._settle()

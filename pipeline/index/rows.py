@@ -104,6 +104,11 @@ def batches(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> Iterat
         yield batch
 
 
+def chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """`ids` in order, at most `size` at a time."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
 def passage_of(row: Mapping[str, Any]) -> Passage:
     """The passage of which `row` (at least PASSAGE_FIELDS) was made."""
     article_id, revision, ordinal = parts_of(row[ID])

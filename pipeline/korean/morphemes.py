@@ -10,6 +10,7 @@ Knows nothing of encoders and stores.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,15 @@ from pipeline.errors import InvalidSetting
 
 # What a term can be. Pronouns, connective adverbs and auxiliaries are left out: on the development sets they only added noise.
 _CONTENT_TAGS = frozenset(
-    ["NNG", "NNP", "NNB", "NR", "SL", "SN", "SH", "XR", "XPN", "XSN", "MM", "MAG", "VV", "VV-I", "VV-R", "VA", "VA-I", "VA-R", "XSA-I", "W_URL", "W_EMAIL", "W_HASHTAG", "W_MENTION", "W_SERIAL", "W_EMOJI", "Z_SIOT"]
+    "NNG NNP NNB NR SL SN SH XR XPN XSN MM MAG VV VV-I VV-R VA VA-I VA-R XSA-I W_URL W_EMAIL W_HASHTAG W_MENTION W_SERIAL "
+    "W_EMOJI Z_SIOT".split()
 )
-_COMPOUND_TAGS = frozenset(["NNG", "NNP", "NR", "SL", "SN", "SH", "XR", "XPN", "XSN"])
-_PLURAL_SUFFIXES = frozenset(["들", "님"])  # 학생들, 고객님: the same word, no compound
+_COMPOUND_TAGS = frozenset("NNG NNP NR SL SN SH XR XPN XSN".split())
+_PLURAL_SUFFIXES = frozenset("들 님".split())  # 학생들, 고객님: the same word, no compound
 _MAX_TERM_CHARS = 40  # a longer run without a space is data (a hash, a URL), and its parts stay findable
 _RULES_VERSION = 1  # part of the fingerprint: raise it with every change of the rules in this file
 
-_QUESTION_WORDS = frozenset(["무엇", "누구", "언제", "어디", "얼마", "어떤", "어떻", "어떻게", "무슨", "어느", "몇", "왜", "뭐"])
+_QUESTION_WORDS = frozenset("무엇 누구 언제 어디 얼마 어떤 어떻 어떻게 무슨 어느 몇 왜 뭐".split())
 _COMPOUND_WEIGHT = 0.5  # of a compound in a query: its parts are in the query too
 _VARIANT_WEIGHT = 0.5  # of a term that only another analysis of the query yields
 _CARRIERS = ("{}를 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
@@ -88,11 +90,11 @@ class Analyser:
         variants = [carrier.format(word) for word in words for carrier in _CARRIERS]
         plain, *others = (self.kiwi.tokenize(variant) for variant in [text, *variants])
         weights: dict[str, float] = {}
-        for token in plain:
-            if token.tag in _CONTENT_TAGS and (form := _form(token)) not in _QUESTION_WORDS:
-                weights[form] = weights.get(form, 0.0) + 1.0
-        for form, _, _ in _compounds(plain):
-            weights.setdefault(form, _COMPOUND_WEIGHT)
+        parts = Counter(_form(t) for t in plain if t.tag in _CONTENT_TAGS)
+        weights |= {form: float(times) for form, times in parts.items() if form not in _QUESTION_WORDS}
+        for form, _, _ in terms_of(plain):
+            if form not in _QUESTION_WORDS:
+                weights.setdefault(form, _COMPOUND_WEIGHT)
         limits = [(len(c[: c.index("{")]), len(word)) for word in words for c in _CARRIERS]
         for tokens, (offset, length) in zip(others, limits, strict=True):
             inside = [t for t in tokens if t.start >= offset and t.start + t.len <= offset + length]
@@ -102,40 +104,50 @@ class Analyser:
         return QueryTerms(weights)
 
 
-def terms_of(tokens: Sequence[Token]) -> list[Term]:
-    """The terms of analysed text in its order, compounds after their first part."""
-    parts = [Term(_form(t), t.start, t.start + t.len) for t in tokens if t.tag in _CONTENT_TAGS]
-    whole = _compounds(tokens)
-    return sorted(parts + whole, key=lambda term: term[1]) if whole else parts
-
-
 def _form(token: Token) -> str:
     form: str = token.form
     return form.lower().replace(" ", "")
 
 
-def _compounds(tokens: Sequence[Token]) -> list[Term]:
+def terms_of(tokens: Sequence[Token]) -> list[Term]:
+    """The terms of analysed text in its order, a compound after its parts' first."""
+    # One pass with everything in locals: a bulk load comes by here for every morpheme of the corpus.
     found: list[Term] = []
-    run: list[Token] = []
-    end = -1
+    run: list[str] = []  # forms of nouns that stand together without a space
+    run_start = run_end = run_place = 0
     for token in tokens:
-        joins = token.tag in _COMPOUND_TAGS and token.form not in _PLURAL_SUFFIXES
-        if run and not (joins and token.start == end):
-            _close(run, found)
+        tag = token.tag
+        if tag not in _CONTENT_TAGS:
+            if run:
+                _close(run, run_start, run_end, run_place, found)
+                run = []
+            continue
+        form, start = token.form.lower(), token.start
+        if " " in form:
+            form = form.replace(" ", "")
+        end = start + token.len
+        joins = tag in _COMPOUND_TAGS and form not in _PLURAL_SUFFIXES
+        if run and not (joins and start == run_end):
+            _close(run, run_start, run_end, run_place, found)
             run = []
         if joins:
-            run.append(token)
-        end = token.start + token.len
-    _close(run, found)
+            if not run:
+                run_start, run_place = start, len(found) + 1
+            run.append(form)
+            run_end = end
+        found.append(Term(form, start, end))
+    if run:
+        _close(run, run_start, run_end, run_place, found)
     return found
 
 
-def _close(run: Sequence[Token], found: list[Term]) -> None:
+def _close(run: Sequence[str], start: int, end: int, place: int, found: list[Term]) -> None:
+    """Puts the compound of `run` behind its first part, where it is one."""
     if len(run) < 2:
         return
-    form = "".join(map(_form, run))
+    form = "".join(run)
     if len(form) <= _MAX_TERM_CHARS:
-        found.append(Term(form, run[0].start, run[-1].start + run[-1].len))
+        found.insert(place, Term(form, start, end))
 
 
 def _add_user_words(kiwi: Kiwi, path: Path) -> str:

@@ -51,7 +51,7 @@ class Fused:
 
 def default_alpha(encoder_id: str) -> float:
     """The weight of the dense leg measured for this encoder, in 0..1."""
-    return _MEASURED_ALPHA.get(encoder_id.split(":")[0], _UNMEASURED_ALPHA)
+    return _MEASURED_ALPHA.get(encoder_id.split(":", maxsplit=1)[0], _UNMEASURED_ALPHA)
 
 
 def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 60) -> Fused:

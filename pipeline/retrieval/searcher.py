@@ -192,14 +192,13 @@ class Searcher:
 
     def with_fusion(self, **changes: object) -> Searcher:
         """The same searcher with other fusion parameters, for comparing them."""
-        other = Searcher(
+        return Searcher(
             analyser=self._analyser,
             encoder=self._encoder,
             engine=self._engine,
             fusion=replace(self._fusion, **changes),  # type: ignore[arg-type]  # checked by the dataclass's fields
             seq=self._seq,
         )
-        return other
 
     def _hits(
         self,
