@@ -6,7 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.korean.morphemes import Analyser
 from tests import milvus_server
+
+
+@pytest.fixture(scope="session")
+def analyser() -> Analyser:
+    """Kiwi with no user dictionary, started once (some 4 s). Add no words to it."""
+    return Analyser.open()
+
+
+@pytest.fixture(scope="session")
+def encoder(analyser: Analyser, pytestconfig: pytest.Config) -> KiwiStaticEncoder:
+    """kiwi-static; its table is derived once a checkout (8 s) and kept in pytest's cache."""
+    cache = pytestconfig.cache
+    return KiwiStaticEncoder.open(analyser.kiwi, cache_dir=cache.mkdir("kiwi-static") if cache is not None else None)
 
 
 @pytest.fixture(scope="session")
