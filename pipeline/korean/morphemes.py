@@ -27,15 +27,18 @@ _CONTENT_TAGS = frozenset(
     "NNG NNP NNB NR SL SN SH XR XPN XSN MM MAG VV VV-I VV-R VA VA-I VA-R XSA-I W_URL W_EMAIL W_HASHTAG W_MENTION W_SERIAL "
     "W_EMOJI Z_SIOT".split()
 )
-_COMPOUND_TAGS = frozenset("NNG NNP NR SL SN SH XR XPN XSN".split())
+# A determiner without a space behind it is half of a noun (총급여, 그날), or of one that Kiwi cut (한도 as "one degree").
+_COMPOUND_TAGS = frozenset("NNG NNP NNB NR SL SN SH XR XPN XSN MM".split())
+_NUMBER_TAGS = frozenset(["SN", "NR"])  # 3년, 5천 원: amounts, no compounds
 _PLURAL_SUFFIXES = frozenset("들 님".split())  # 학생들, 고객님: the same word, no compound
 _MAX_TERM_CHARS = 40  # a longer run without a space is data (a hash, a URL), and its parts stay findable
-_RULES_VERSION = 1  # part of the fingerprint: raise it with every change of the rules in this file
+_RULES_VERSION = 2  # part of the fingerprint: raise it with every change of the rules in this file
 
 _QUESTION_WORDS = frozenset("무엇 누구 언제 어디 얼마 어떤 어떻 어떻게 무슨 어느 몇 왜 뭐".split())
 _COMPOUND_WEIGHT = 0.5  # of a compound in a query: its parts are in the query too
 _VARIANT_WEIGHT = 0.5  # of a term that only another analysis of the query yields
-_CARRIERS = ("{}를 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
+_EDGES = " \t\"'`.,!?;:()[]{}<>~…·‘’“”「」『』《》〈〉"  # not part of a word
+_CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
 
 
 class Term(NamedTuple):
@@ -84,29 +87,42 @@ class Analyser:
         """The terms of a query, from more than one analysis.
 
         The plain analysis counts fully. Each word is analysed again inside a carrier sentence, because Kiwi may cut a
-        word alone otherwise than in running text (기차 alone can become an adjective); what only those yield counts half.
+        word alone otherwise than in running text (기차 alone can become an adjective), and a word whose stem no analysis
+        found is a term as it stands (알림, which Kiwi alone reads as a form of 알리다); what only those yield counts
+        half. Words of questions (무엇, 얼마) count only where nothing else is left.
         """
-        words = text.split()
-        variants = [carrier.format(word) for word in words for carrier in _CARRIERS]
-        plain, *others = (self.kiwi.tokenize(variant) for variant in [text, *variants])
-        weights: dict[str, float] = {}
-        parts = Counter(_form(t) for t in plain if t.tag in _CONTENT_TAGS)
-        weights |= {form: float(times) for form, times in parts.items() if form not in _QUESTION_WORDS}
-        for form, _, _ in terms_of(plain):
-            if form not in _QUESTION_WORDS:
-                weights.setdefault(form, _COMPOUND_WEIGHT)
-        limits = [(len(c[: c.index("{")]), len(word)) for word in words for c in _CARRIERS]
-        for tokens, (offset, length) in zip(others, limits, strict=True):
-            inside = [t for t in tokens if t.start >= offset and t.start + t.len <= offset + length]
-            for form, _, _ in terms_of(inside):
-                if form not in _QUESTION_WORDS:
-                    weights.setdefault(form, _VARIANT_WEIGHT)
-        return QueryTerms(weights)
+        plain = self.kiwi.tokenize(text)
+        weights = {form: float(times) for form, times in Counter(_forms(plain)).items()}
+        for term in terms_of(plain):
+            weights.setdefault(term.form, _COMPOUND_WEIGHT)
+        for word in dict.fromkeys(stripped for word in text.split() if (stripped := word.strip(_EDGES))):
+            for form in self._other_forms(word):
+                weights.setdefault(form, _VARIANT_WEIGHT)
+        telling = {form: weight for form, weight in weights.items() if form not in _QUESTION_WORDS}
+        return QueryTerms(telling or weights)
+
+    def _other_forms(self, word: str) -> list[str]:
+        """What `word` is in the carrier sentences, and the word itself where none of that is its stem."""
+        forms: list[str] = []
+        for carrier in _CARRIERS:
+            start = carrier.index("{}")
+            tokens = self.kiwi.tokenize(carrier.format(word, 을=_object_particle(word)))
+            inside = [t for t in tokens if t.start >= start and t.start + t.len <= start + len(word)]
+            forms += [term.form for term in terms_of(inside)]
+        whole = word.lower()
+        if len(whole) <= _MAX_TERM_CHARS and not any(len(form) > 1 and whole.startswith(form) for form in forms):
+            forms.append(whole)
+        return forms
 
 
-def _form(token: Token) -> str:
-    form: str = token.form
-    return form.lower().replace(" ", "")
+def _forms(tokens: Iterable[Token]) -> list[str]:
+    return [token.form.lower().replace(" ", "") for token in tokens if token.tag in _CONTENT_TAGS]
+
+
+def _object_particle(word: str) -> str:
+    """을 after a syllable with a final consonant, 를 else: a wrong particle becomes part of an unknown noun."""
+    place = ord(word[-1]) - ord("가")  # syllables are ordered by initial, vowel and final: 28 of these, none the first
+    return "을" if 0 <= place <= ord("힣") - ord("가") and place % 28 else "를"
 
 
 def terms_of(tokens: Sequence[Token]) -> list[Term]:
@@ -115,6 +131,7 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
     found: list[Term] = []
     run: list[str] = []  # forms of nouns that stand together without a space
     run_start = run_end = run_place = 0
+    before = ""  # tag of the run's last noun
     for token in tokens:
         tag = token.tag
         if tag not in _CONTENT_TAGS:
@@ -127,6 +144,8 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
             form = form.replace(" ", "")
         end = start + token.len
         joins = tag in _COMPOUND_TAGS and form not in _PLURAL_SUFFIXES
+        if tag == "NNB":  # 영업일, 결제일; alone it is no beginning
+            joins = bool(run) and before not in _NUMBER_TAGS
         if run and not (joins and start == run_end):
             _close(run, run_start, run_end, run_place, found)
             run = []
@@ -136,6 +155,7 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
             run.append(form)
             run_end = end
         found.append(Term(form, start, end))
+        before = tag
     if run:
         _close(run, run_start, run_end, run_place, found)
     return found
