@@ -18,7 +18,7 @@ from pipeline.index.engine import Engine
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.follower import Follower
 from pipeline.index.manifest import Manifest
-from pipeline.index.milvus_engine import MilvusEngine
+from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine
 from pipeline.ingest import ChunkingParameters, Ingest, Passages
 from pipeline.korean.morphemes import Analyser
@@ -103,10 +103,13 @@ class Connected:
             store=assembly.store,
             grace_seconds=settings.indexers.grace_seconds,
         )
-        self._by_milvus = MilvusEngine(collection, parameters)
-        self._engine: Engine = self._by_milvus
+        self._name = settings.engine
+        self._engine: MilvusEngine | ResidentEngine
         if settings.engine == "resident":
             self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
+        else:
+            self._engine = MilvusEngine(collection, parameters)
+        self._stand_in = StandIn(self._engine, collection, assembly.store.visible_passages)
         self.follower = Follower(assembly.store, collection, self._engine)
         self.searcher = Searcher(
             analyser=assembly.analyser,
@@ -136,10 +139,10 @@ class Connected:
         return cls(assembly, collection, known[1] if known is not None else running)
 
     def engine(self) -> tuple[Engine, Mapping[str, str]]:
-        """The engine that answers now. While the resident one loads, Milvus answers, and the mapping says so."""
+        """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
         if self.follower.loaded:
             return self._engine, {}
-        return self._by_milvus, {"resident": f"the index is loading ({self._engine.count:,} passages so far)"}
+        return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine from the collection; searches are answered meanwhile."""

@@ -73,6 +73,11 @@ class Engine(Protocol):
         """Visible passages."""
 
 
+def inner_products(vectors: FloatArray, vector: FloatArray) -> NDArray[np.float64]:
+    """float64 (n,): the dense scores of `vectors` float32 (n, dim), added up in float64 so that both engines agree."""
+    return np.round(vectors.astype(np.float64) @ vector.astype(np.float64), DENSE_DECIMALS)
+
+
 def best_first(scores: NDArray[np.float64], ids: Sequence[str]) -> list[int]:
     """Places of `scores` from the best to the worst; equal scores in the order of `ids`, so on every machine the same."""
     return sorted(range(len(ids)), key=lambda place: (-scores[place], ids[place]))

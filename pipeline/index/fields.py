@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Scores, Variant
 from pipeline.index.lexical import LexicalIndex, Rows
+from pipeline.index.statistics import DocumentScorer
 from pipeline.korean.bigrams import bigrams
+
+Document = Sequence[str]  # terms, with repetitions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,33 @@ class LexicalQuery:
         return bool(self.terms or self.bigrams)
 
 
+def documents_of(passages: Sequence[Passage]) -> tuple[list[Document], list[Document], list[Document]]:
+    """What each field reads of `passages`: morphemes, bigrams, title."""
+    return (
+        [(*p.title_terms, *p.terms) for p in passages],
+        [bigrams(f"{p.title}\n{p.text}") for p in passages],
+        [p.title_terms for p in passages],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PassageScorer:
+    """A lexical query with the statistics of one moment; scores any passage. Safe to use from any thread."""
+
+    parameters: LexicalParameters
+    morphemes: DocumentScorer
+    bigrams: DocumentScorer
+    title: DocumentScorer
+
+    def scores(self, passages: Sequence[Passage]) -> Scores:
+        """float64 (len(passages),): the lexical score of each, as `LexicalFields.scores` gives it for its rows."""
+        morphemes, bigrams_, title = documents_of(passages)
+        total = self.morphemes.scores(morphemes)
+        total += self.bigrams.scores(bigrams_) * self.parameters.bigram_weight
+        total += self.title.scores(title) * self.parameters.title_weight
+        return total
+
+
 class LexicalFields:
     """A live BM25 index for each field, over shared rows."""
 
@@ -63,13 +93,21 @@ class LexicalFields:
 
     def add(self, rows: Rows, passages: Sequence[Passage]) -> None:
         """Puts `passages[i]` at `rows[i]`, which must be free."""
-        self.morphemes.add(rows, [(*p.title_terms, *p.terms) for p in passages])
-        self.bigrams.add(rows, [bigrams(f"{p.title}\n{p.text}") for p in passages])
-        self.title.add(rows, [p.title_terms for p in passages])
+        for part, documents in zip((self.morphemes, self.bigrams, self.title), documents_of(passages), strict=True):
+            part.add(rows, documents)
 
     def remove(self, rows: Rows) -> None:
         for part in (self.morphemes, self.bigrams, self.title):
             part.remove(rows)
+
+    def scorer(self, query: LexicalQuery) -> PassageScorer:
+        """Scores passages, here or not, for `query` by what is here now."""
+        return PassageScorer(
+            parameters=self.parameters,
+            morphemes=self.morphemes.scorer(query.terms),
+            bigrams=self.bigrams.scorer(query.bigrams),
+            title=self.title.scorer(query.terms),
+        )
 
     def scores(self, query: LexicalQuery) -> Scores:
         """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match."""

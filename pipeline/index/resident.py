@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery
-from pipeline.index.fields import LexicalFields, LexicalParameters
+from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, inner_products
+from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filters import Filter
 from pipeline.index.packing import packed, unpacked
 
@@ -74,6 +74,11 @@ class ResidentEngine:
             found = {i: self._packed[self._row_of[i]] for i in ids if i in self._row_of}
         return {i: unpacked(data) for i, data in found.items()}
 
+    def scorer(self, query: LexicalQuery) -> PassageScorer:
+        """Scores any passage as if it stood here now: for those who find passages elsewhere (`milvus_search.py`)."""
+        with self._lock:
+            return self._lexical.scorer(query)
+
     def search(self, query: EngineQuery) -> Candidates:
         with self._lock:
             alive = self._columns.mask(query.filter)
@@ -85,12 +90,13 @@ class ResidentEngine:
                 proposed.update(self._top(lexical, alive & (lexical > 0), query.candidates))
             rows = np.array(sorted(proposed), dtype=np.intp)
             nothing = np.full(len(rows), np.nan)
+            exact = self._dense_at(query.vector, rows) if query.vector is not None else nothing
             return Candidates(
                 passage_ids=[self._ids[row] or "" for row in rows],
                 article_ids=[self._articles[row] for row in rows],
-                dense=dense[rows] if dense is not None else nothing,
+                dense=exact,
                 lexical=lexical[rows] if lexical is not None else nothing,
-                dense_best=float(dense[alive].max()) if dense is not None and alive.any() else 0.0,
+                dense_best=float(exact.max()) if dense is not None and len(rows) else 0.0,
                 lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
             )
 
@@ -100,6 +106,10 @@ class ResidentEngine:
         vector = torch.from_numpy(np.ascontiguousarray(query.vector)).to(self._device)
         products = torch.mv(self._vectors[: len(self._ids)], vector).cpu().numpy().astype(np.float64)
         return np.round(products, DENSE_DECIMALS)
+
+    def _dense_at(self, vector: FloatArray, rows: Rows) -> NDArray[np.float64]:
+        """The scores of a few rows, without the error of float32 that depends on a row's place and neighbours."""
+        return inner_products(self._vectors[torch.from_numpy(rows)].cpu().numpy(), vector)
 
     def _lexical_scores(self, query: EngineQuery) -> NDArray[np.float64] | None:
         if query.terms is None:
