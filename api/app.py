@@ -1,0 +1,67 @@
+"""The web application: settings and an assembly → routes, error answers, figures and the running parts behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.staticfiles import StaticFiles
+
+from api import errors
+from api.errors import Unexpected
+from api.routes import articles, console, embeddings, health, search
+from api.security import Access, SecurityHeaders
+from api.service import Service
+from api.telemetry import Telemetry
+from pipeline import settings as configuration
+from pipeline.assembly import Assembly
+from pipeline.settings import Settings
+
+_STATIC = Path(__file__).parent / "console" / "static"
+
+
+def _nothing() -> None:
+    pass
+
+
+def create_app(
+    settings: Settings | None = None, *, assembly: Assembly | None = None, wake: Callable[[], None] = _nothing
+) -> FastAPI:
+    """The application. `app.state.service.notify()` tells it that something was committed.
+
+    Without `settings` those in force; without an `assembly` the app opens its own while it runs. `wake` is called when a
+    change came into the inbox.
+    """
+    settings = settings or configuration.load()
+    service = Service(settings, assembly, wake)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.stop)
+
+    app = FastAPI(
+        title="Yeoul",
+        description="Korean hybrid search: articles by meaning and by words, in one ranking.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.state.access = Access(settings.api)
+    errors.install(app)
+    for router in (search.router, articles.router, embeddings.router, health.router, console.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.add_middleware(Unexpected)  # the last one added is the outermost
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Telemetry, metrics=service.metrics)
+    return app

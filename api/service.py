@@ -1,0 +1,246 @@
+"""The running parts behind the HTTP API: a thread that connects, loads and follows, and callers who wait for it.
+
+The process is up before its stores are: the thread tries again until they answer, and says meanwhile why not. Knows no
+routes and no JSON; who drains the inbox is somebody else's business (`wake` tells them that something came in).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from api.telemetry import Gauges, Metrics
+from pipeline.assembly import Assembly, Connected
+from pipeline.errors import InvalidQuery, NotReady, Unavailable, YeoulError
+from pipeline.retrieval.query import SearchRequest
+from pipeline.retrieval.searcher import SearchResult
+from pipeline.settings import Settings
+from pipeline.storage.articles import ArticleStore
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS = 0.5
+_LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
+_NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
+
+
+class Service:
+    """What the routes talk to. Thread-safe; `start` and `stop` belong to the app's lifespan.
+
+    Without an `assembly` it opens its own at the start and closes it at the stop.
+    """
+
+    def __init__(self, settings: Settings, assembly: Assembly | None, wake: Callable[[], None]) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.wake = wake
+        self._assembly = assembly
+        self._owns_assembly = assembly is None
+        self._stop = threading.Event()
+        self._look = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._waiting = _Waiting()
+        self._trouble: YeoulError | None = None
+
+    # ---- life
+
+    def start(self) -> None:
+        """Opens the parts that need no collection (seconds) and starts the thread for the others."""
+        if self._assembly is None:
+            self._assembly = Assembly.open(self.settings, command="yeoul api")
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._look.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._owns_assembly and self._assembly is not None:
+            self._assembly.close()
+            self._assembly = None
+
+    def notify(self) -> None:
+        """Something was committed: apply it now instead of at the next look."""
+        self._look.set()
+
+    # ---- parts
+
+    @property
+    def assembly(self) -> Assembly:
+        """Raises NotReady before `start`, where this service opens its own."""
+        if self._assembly is None:
+            raise NotReady("the service has not started", _NOT_OPEN_HINT)
+        return self._assembly
+
+    @property
+    def store(self) -> ArticleStore:
+        return self.assembly.store
+
+    @property
+    def connected(self) -> Connected:
+        """Raises NotReady, with the reason, until the collection is open."""
+        try:
+            return self.assembly.connected
+        except NotReady as error:
+            trouble = self._trouble
+            if trouble is None:
+                raise
+            raise NotReady(f"the index is not open: {trouble.message}", trouble.hint) from error
+
+    # ---- what callers do
+
+    async def search(self, request: SearchRequest, *, min_seq: int = 0) -> SearchResult:
+        """Answers from a state in which the change accepted as `min_seq` is applied; 0 waits for nothing.
+
+        Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time.
+        """
+        if min_seq:
+            if not await run_in_threadpool(self.store.known, min_seq):
+                raise InvalidQuery("min_seq", min_seq, "a seq that was given to a change")
+            await self.applied(min_seq)
+        result = await run_in_threadpool(self.connected.searcher.search, request)
+        self.metrics.search(result.timings, result.degraded)
+        return result
+
+    async def applied(self, seq: int) -> None:
+        """Waits until the change accepted as `seq` is in a final state and applied here.
+
+        Raises NotReady after `api.wait_seconds`.
+        """
+        try:
+            with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket() as ticket:
+                while True:
+                    ticket.clear()
+                    if await run_in_threadpool(self._is_applied, seq):
+                        return
+                    await ticket.wait()
+        except TimeoutError as error:
+            raise NotReady(
+                f"change {seq} is accepted and not applied after {self.settings.api.wait_seconds:g} s",
+                "it stays in the inbox: ask again later, or look at the article's status",
+            ) from error
+
+    def reasons(self) -> list[YeoulError]:
+        """Why this process is not ready to answer; empty when it is."""
+        found: list[YeoulError] = []
+        try:
+            self.assembly.database.ping()
+            connected = self.connected
+            connected.collection.ping()
+            if not connected.follower.loaded:
+                found.append(NotReady(connected.engine()[1].get("resident", "the index is loading"), "wait"))
+        except Unavailable as error:
+            found.append(error)
+        if not found and self._trouble is not None:
+            found.append(self._trouble)
+        return found
+
+    def gauges(self) -> Gauges:
+        """Where this process stands; what cannot be read is 0."""
+        queued = settled = seq = passages = 0
+        with suppress(YeoulError, SQLAlchemyError):
+            queued, settled = self.store.queue_length(), self.store.settled_up_to()
+        with suppress(YeoulError):
+            seq, passages = self.connected.follower.seq, self.connected.engine()[0].count
+        return Gauges(ready=not self.reasons(), passages=passages, queued=queued, lag=max(0, settled - seq))
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        if self._until_done(self._connect) and self._until_done(self._load):
+            self._until_done(self._follow)
+
+    def _connect(self) -> None:
+        self.assembly.connect()
+
+    def _load(self) -> None:
+        self.connected.load()
+        self._waiting.announce()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self._look.wait(self.settings.indexers.poll_seconds)
+            self._look.clear()
+            self.connected.follower.catch_up()
+            self._trouble = None
+            self._waiting.announce()
+
+    def _until_done(self, step: Callable[[], None]) -> bool:
+        """Tries `step` until it succeeds, waiting longer each time; False where the service was stopped before."""
+        delay = _FIRST_RETRY_SECONDS
+        while not self._stop.is_set():
+            try:
+                step()
+            except YeoulError as error:
+                self._trouble = error
+                log.warning("not ready, trying again in %.1f s: %s", delay, error)
+            except Exception as error:
+                self._trouble = NotReady(
+                    f"an unexpected error happened ({type(error).__name__})", "see the server's log"
+                )
+                log.exception("not ready, trying again in %.1f s", delay)
+            else:
+                self._trouble = None
+                return True
+            self._stop.wait(delay)
+            delay = min(2 * delay, _LAST_RETRY_SECONDS)
+        return False
+
+    def _is_applied(self, seq: int) -> bool:
+        try:
+            follower = self.connected.follower
+        except NotReady:
+            return False
+        if not follower.loaded:
+            return False
+        if follower.seq >= seq:
+            return True
+        if not self.store.settled(seq):
+            return False
+        follower.catch_up()  # what is settled stands in the log: at its end the change is applied
+        return True
+
+
+class _Waiting:
+    """Coroutines, of whatever event loop, that wait for a thread to announce something."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tickets: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+
+    @contextmanager
+    def ticket(self) -> Iterator[asyncio.Event]:
+        """An event that every announcement sets, within the block."""
+        ticket = (asyncio.get_running_loop(), asyncio.Event())
+        with self._lock:
+            self._tickets.add(ticket)
+        try:
+            yield ticket[1]
+        finally:
+            with self._lock:
+                self._tickets.discard(ticket)
+
+    def announce(self) -> None:
+        with self._lock:
+            for loop, event in self._tickets:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                    loop.call_soon_threadsafe(event.set)
+
+
+async def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Running = Annotated[Service, Depends(service_of)]

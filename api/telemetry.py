@@ -1,0 +1,103 @@
+"""Figures for Prometheus: how long requests and stages of searches take, and where the index stands.
+
+One registry an app, so that several can live in a process. Labels have few values: routes, not paths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+_NO_ROUTE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """Where a process stands: visible passages, changes that wait, changes settled and not yet applied here."""
+
+    ready: bool
+    passages: int
+    queued: int
+    lag: int
+
+
+class Metrics:
+    """The figures of one app."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "yeoul_http_request_seconds",
+            "Time to answer a request",
+            ("method", "route", "status"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._stages = Histogram(
+            "yeoul_search_stage_seconds",
+            "Time of a search's stage",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._degraded = Counter(
+            "yeoul_search_degraded", "Searches answered without a part", ("part",), registry=self._registry
+        )
+        self._ready = Gauge("yeoul_ready", "1 when the index is loaded and the stores answer", registry=self._registry)
+        self._passages = Gauge("yeoul_passages", "Passages that can be found", registry=self._registry)
+        self._queued = Gauge("yeoul_inbox_queued", "Accepted changes that wait for the worker", registry=self._registry)
+        self._lag = Gauge("yeoul_follower_lag", "Settled changes not applied in this process", registry=self._registry)
+
+    def request(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in _METHODS else "other"
+        self._requests.labels(known, route, str(status)).observe(seconds)
+
+    def search(self, timings_ms: Mapping[str, float], degraded: Mapping[str, str]) -> None:
+        for stage, milliseconds in timings_ms.items():
+            self._stages.labels(stage).observe(milliseconds / 1000)
+        for part in degraded:
+            self._degraded.labels(part).inc()
+
+    def exposition(self, gauges: Gauges) -> bytes:
+        """The text format of Prometheus."""
+        self._ready.set(gauges.ready)
+        self._passages.set(gauges.passages)
+        self._queued.set(gauges.queued)
+        self._lag.set(gauges.lag)
+        return generate_latest(self._registry)
+
+
+class Telemetry:
+    """ASGI middleware: measures every request by its route."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", _NO_ROUTE)
+            self._metrics.request(
+                method=scope["method"], route=route, status=status, seconds=time.perf_counter() - began
+            )
