@@ -6,7 +6,7 @@ Nothing is indexed here: the worker does that, in this process or in the one tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from indexers.sources.files import LineProblem, Notice, read_articles
@@ -26,7 +26,6 @@ class Report:
     unchanged: int = 0
     refused: int = 0
     last_seq: int = 0
-    problems: list[str] = field(default_factory=list)
 
     @property
     def read(self) -> int:

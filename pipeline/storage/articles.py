@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
 from pipeline.documents import Article, Change
 from pipeline.errors import ArticleNotFound, OlderRevision, YeoulError
@@ -57,7 +57,6 @@ class Indexed:
 
     change: Change
     passages: int
-    changed_rows: bool = True  # False: the content is what is visible already, nothing to swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +125,10 @@ class ArticleStore:
 
     def queued(self, limit: int, *, after: int = 0) -> list[Change]:
         """The oldest changes above `after` that wait, at most one an article: an older one is superseded by it."""
-        newest = select(func.max(inbox.c.seq)).where(inbox.c.state == "queued").group_by(inbox.c.article_id)
-        query = select(inbox).where(inbox.c.seq.in_(newest), inbox.c.seq > after).order_by(inbox.c.seq).limit(limit)
+        newer = inbox.alias()  # waits too, or this would be settled; its state is not asked, so that the index serves
+        superseded = exists().where(newer.c.article_id == inbox.c.article_id, newer.c.seq > inbox.c.seq)
+        waits = (inbox.c.state == "queued", inbox.c.seq > after, ~superseded)
+        query = select(inbox).where(*waits).order_by(inbox.c.seq).limit(limit)
         with self.database.read() as connection:
             return [_change(row) for row in connection.execute(query)]
 
@@ -208,7 +209,7 @@ class ArticleStore:
     def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float) -> None:
         """Makes `done` visible: registry, change log and inbox in one transaction, if `lease` still holds.
 
-        Rows of the revisions that were visible before are noted as leftovers, due after `grace_seconds`.
+        Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`.
         """
         now = datetime.now(UTC)
         due = now + timedelta(seconds=grace_seconds)
@@ -216,7 +217,7 @@ class ArticleStore:
             check_lease(connection, lease)
             for item in done:
                 _commit(connection, item, now)
-                if item.changed_rows:
+                if _has_earlier_change(connection, item.change):
                     note_leftovers(connection, item.change.article_id, due)
 
     def fail(self, change: Change, error: str, lease: Lease) -> None:
@@ -251,8 +252,18 @@ class ArticleStore:
 
 
 def note_leftovers(connection: Connection, article_id: str, due: datetime) -> None:
-    connection.execute(delete(leftovers).where(leftovers.c.article_id == article_id))
-    connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
+    """Old rows of the article may be deleted at `due`, or at a later time that was noted before."""
+    noted = connection.execute(select(leftovers.c.due_at).where(leftovers.c.article_id == article_id)).scalar()
+    if noted is None:
+        connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
+    elif noted < due:
+        connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
+
+
+def _has_earlier_change(connection: Connection, change: Change) -> bool:
+    """True where rows of another revision may stand: of the one before, or of one whose writing was cut short."""
+    earlier = select(inbox.c.seq).where(inbox.c.article_id == change.article_id, inbox.c.seq < change.seq).limit(1)
+    return connection.execute(earlier).scalar() is not None
 
 
 def _accept(connection: Connection, article_id: str, article: Article | None, source: str) -> Accepted:
@@ -335,7 +346,7 @@ def _settle(connection: Connection, change: Change, state: str, now: datetime, e
     connection.execute(
         update(inbox)
         .where(inbox.c.article_id == change.article_id, inbox.c.seq < change.seq, inbox.c.state == "queued")
-        .values(state="superseded", settled_at=now)
+        .values(state="superseded", settled_at=now, payload=None)
     )
     connection.execute(
         update(inbox).where(inbox.c.seq == change.seq).values(state=state, settled_at=now, error=error, payload=None)

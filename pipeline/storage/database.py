@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     Boolean,
     Column,
     Connection,
@@ -35,11 +36,12 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
 
 from pipeline.errors import InvalidSetting, StoreUnavailable
 
 _BUSY_TIMEOUT_S = 30.0  # a bulk acceptance holds the write lock for well under a second
+_EXAMPLE_URL = "sqlite:///state.db"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"  # the newest migration: compared at start, so that a database up to date never imports Alembic
 
@@ -142,7 +144,10 @@ class StateDatabase:
 
     @classmethod
     def open(cls, url: str) -> StateDatabase:
-        """Connects and migrates. Raises InvalidSetting for a URL that is none, StoreUnavailable where nothing answers."""
+        """Connects and migrates.
+
+        Raises InvalidSetting for a URL that is none, StoreUnavailable where nothing answers or a newer Yeoul wrote it.
+        """
         try:
             parsed = make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -150,38 +155,49 @@ class StateDatabase:
             engine = _engine(url)
             database = cls(engine)
             database._migrate()
-        except ArgumentError as error:
-            raise InvalidSetting("database_url", url, "an SQLAlchemy URL such as sqlite:///state.db") from error
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise InvalidSetting("database_url", url, f"an SQLAlchemy URL such as {_EXAMPLE_URL} ({error})") from error
         except (DBAPIError, OSError) as error:
-            address = make_url(url).render_as_string(hide_password=True)
-            why = str(getattr(error, "orig", None) or error)
-            raise StoreUnavailable("state database", address, why, "start it, or correct database_url") from error
+            raise _unavailable(make_url(url), error) from error
         return database
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that may write; committed at the end of the block, rolled back by an exception."""
-        with self.engine.connect().execution_options(yeoul_write=True) as connection, connection.begin():
-            yield connection
+        """A transaction that may write; committed at the end of the block, rolled back by an exception.
+
+        Raises StoreUnavailable where the database does not answer.
+        """
+        with self._answering(), self.engine.connect() as connection:
+            connection.execution_options(yeoul_write=True)
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that reads one consistent state."""
-        with self.engine.connect() as connection, connection.begin():
+        """A transaction that reads one consistent state. Raises StoreUnavailable where the database does not answer."""
+        with self._answering(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     def ping(self) -> str:
         """The dialect's name, or StoreUnavailable."""
-        try:
-            with self.read() as connection:
-                connection.execute(select(1))
-        except OperationalError as error:
-            address = self.engine.url.render_as_string(hide_password=True)
-            raise StoreUnavailable("state database", address, str(error.orig), "see that it is running") from error
+        with self.read() as connection:
+            connection.execute(select(1))
         return self.engine.dialect.name
 
     def close(self) -> None:
         self.engine.dispose()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turns a failure of the database itself into StoreUnavailable; a statement that it refuses stays what it is."""
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise _unavailable(self.engine.url, error) from error
+        except DatabaseError as error:
+            if type(error) is not DatabaseError:
+                raise
+            raise _unavailable(self.engine.url, error) from error  # "disk image is malformed" and the like
 
     def _migrate(self) -> None:
         with self.engine.connect() as connection:
@@ -197,6 +213,15 @@ class StateDatabase:
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["engine"] = self.engine
         command.upgrade(config, "head")
+
+
+def _unavailable(url: URL, error: Exception) -> StoreUnavailable:
+    why = str(getattr(error, "orig", None) or error)
+    address = url.render_as_string(hide_password=True)
+    cure = (
+        "check data_dir and database_url: a database that runs, a folder that can be written, a disk that is not full"
+    )
+    return StoreUnavailable("state database", address, why, cure)
 
 
 def _engine(url: str) -> Engine:
