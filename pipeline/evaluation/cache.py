@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-_KEY = "key"  # the array with the JSON of the key
+_LABEL = "label"  # the array with the JSON of the key and of the other arrays' names
 _NAME_CHARS = 32  # of the key's SHA-256, in hexadecimal: 128 bits
+# What zipfile and numpy raise for bytes that are not a whole archive (RuntimeError: of a kind that nobody writes).
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Key = Mapping[str, object]  # JSON values: everything that the arrays depend on
@@ -48,14 +51,15 @@ class ArrayCache:
         """What was stored under `key`; None where nothing was, or nothing whole is left."""
         path = self.path(key)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except FileNotFoundError:
             return None
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGED as error:
             log.warning("the evaluation cache %s is damaged (%s): made anew", path, error)
             return None
-        if arrays.pop(_KEY, np.zeros(0, dtype=np.uint8)).tobytes() != _json(key):
+        label = arrays.pop(_LABEL, np.zeros(0, dtype=np.uint8))
+        if label.tobytes() != _label(key, arrays):
             log.warning("the evaluation cache %s belongs to another corpus or encoder: made anew", path)
             return None
         return arrays
@@ -67,7 +71,8 @@ class ArrayCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **{**arrays, _KEY: np.frombuffer(_json(key), dtype=np.uint8)})
+                label = np.frombuffer(_label(key, arrays), dtype=np.uint8)
+                np.savez(file, allow_pickle=False, **{**arrays, _LABEL: label})
             temporary.replace(path)
         except OSError as error:
             log.warning("tokens and vectors cannot be cached in %s (%s): they are made anew each time", path, error)
@@ -78,3 +83,7 @@ class ArrayCache:
 
 def _json(key: Key) -> bytes:
     return orjson.dumps(key, option=orjson.OPT_SORT_KEYS)
+
+
+def _label(key: Key, arrays: Arrays) -> bytes:
+    return _json({"key": key, "arrays": sorted(arrays)})

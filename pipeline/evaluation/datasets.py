@@ -56,8 +56,7 @@ class Dataset:
     """Queries, what was judged for them, and the documents to search: those of all `corpora` together.
 
     `queries` (id → text) are those with a relevant document, in the order of their file; `qrels` has exactly their ids.
-    `unknown_queries` and `unknown_documents` count judgments that name what is not there. Judgments of unknown queries are
-    left out; those of unknown documents stay, so that a missing document counts as not found.
+    `unknown_queries` counts judgments that name queries which are not there; they are left out.
     """
 
     name: str
@@ -65,20 +64,25 @@ class Dataset:
     queries: Mapping[str, str]
     qrels: Qrels
     unknown_queries: int = 0
-    unknown_documents: int = 0
 
     @property
     def documents(self) -> int:
         return sum(map(len, self.corpora))
 
     @property
+    def unknown_documents(self) -> int:
+        """Judgments that name documents of no corpus. They stay: what is missing counts as not found."""
+        known = {i for corpus in self.corpora for i in corpus.ids}
+        return sum(document not in known for grades in self.qrels.values() for document in grades)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know about the data."""
         notes = []
         if self.unknown_queries:
-            notes.append(f"{self.unknown_queries:,} judgments name queries that are not in {_QUERIES}: left out")
-        if self.unknown_documents:
-            notes.append(f"{self.unknown_documents:,} judgments name documents that are not in the corpus: never found")
+            notes.append(f"judgments of queries that are not in {_QUERIES}: {self.unknown_queries:,}, left out")
+        if missing := self.unknown_documents:
+            notes.append(f"judgments of documents that are not in the corpus: {missing:,}, never found")
         return tuple(notes)
 
     def with_queries(self, ids: Sequence[str]) -> Dataset:
@@ -100,7 +104,6 @@ def load(folder: Path) -> Dataset:
     queries = _read_queries(_existing(folder, _QUERIES))
     path = _existing(folder, _QRELS)
     judged, unknown_queries = _read_qrels(path, queries)
-    known = set(corpus.ids)
     qrels = {i: judged[i] for i in queries if any(grade > 0 for grade in judged.get(i, {}).values())}
     if not qrels:
         raise UnreadableSource(
@@ -113,7 +116,6 @@ def load(folder: Path) -> Dataset:
         queries={i: queries[i] for i in qrels},
         qrels=qrels,
         unknown_queries=unknown_queries,
-        unknown_documents=sum(document not in known for grades in judged.values() for document in grades),
     )
 
 

@@ -46,8 +46,8 @@ Rankings = dict[str, list[str]]
 class Evaluation:
     """What came out. `modes`: mode → measure → mean over the queries, in [0, 1], higher is better.
 
-    `per_query` has the same for each query; `candidates` what both legs proposed for it, for trying other fusions without
-    another search. `best_leg` is the leg with the higher nDCG@10, `comparison` is hybrid minus that leg in nDCG@10. `refused`
+    `per_query` has the same for each query, `rankings` its documents, best first; `candidates` is what both legs proposed for
+    it, for trying other fusions without another search. `best_leg` is the leg with the higher nDCG@10, `comparison` is hybrid minus that leg in nDCG@10. `refused`
     are queries that the service does not take; they count as answered with nothing. `sweeps`: half → alpha → nDCG@10.
     """
 
@@ -58,6 +58,7 @@ class Evaluation:
     settings: Mapping[str, Any]
     modes: Mapping[str, Mapping[str, float]]
     per_query: Mapping[str, PerQuery]
+    rankings: Mapping[str, Rankings]
     qrels: Qrels
     candidates: Mapping[str, Candidates]
     best_leg: str
@@ -149,6 +150,7 @@ def evaluate(
         settings={"lexical": asdict(system.lexical), "fusion": asdict(system.fusion)},
         modes=modes,
         per_query=per_query,
+        rankings=rankings,
         qrels=dataset.qrels,
         candidates=candidates,
         best_leg=best_leg,
