@@ -12,8 +12,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.documents import Change
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 LEASE = "worker"
 _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi: a push behind a bulk load waits no longer
-_LEASE_SECONDS = 60.0  # longer than any batch takes; renewed before each
+_BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
+_LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
 
 
@@ -78,7 +80,7 @@ class Worker:
         while not stop.is_set():
             try:
                 self.drain(stop)
-                self._ingest.sweep()
+                self.sweep()
                 self._awake.wait(self._poll_seconds)
             except LeaseLost as error:
                 log.warning("%s", error)
@@ -98,11 +100,44 @@ class Worker:
         lease = self._lease(stop)
         if lease is None:
             return totals
-        try:
+        with self._held(lease):
             self._drain(lease, totals, stop)
-        finally:
-            leases.release(self._store.database, lease)
+            if totals.passages >= _BULK_PASSAGES:
+                self._ingest.flush()
         return totals
+
+    def sweep(self) -> None:
+        """Deletes rows of replaced revisions whose grace is over, unless another worker is at it."""
+        if not self._store.due_leftovers(1):
+            return
+        lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS)
+        if lease is not None:
+            with self._held(lease):
+                while self._ingest.sweep():
+                    pass
+
+    @contextmanager
+    def _held(self, lease: Lease) -> Iterator[None]:
+        """Prolongs `lease` for as long as the block takes, a slow encoder's batch too, and gives it back."""
+        done = threading.Event()
+
+        def prolong() -> None:
+            while not done.wait(_LEASE_SECONDS / 3):
+                try:
+                    leases.renew(self._store.database, lease, _LEASE_SECONDS)
+                except LeaseLost:
+                    return  # the commit under way will be refused
+                except Unavailable as error:
+                    log.warning("the lease cannot be prolonged: %s", error)
+
+        keeper = threading.Thread(target=prolong, name="lease", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+            leases.release(self._store.database, lease)
 
     def _lease(self, stop: threading.Event | None) -> Lease | None:
         while stop is None or not stop.is_set():
@@ -117,7 +152,6 @@ class Worker:
             batch, analysed = self._begin(pool, after=0)
             while batch and not (stop is not None and stop.is_set()):
                 following, being_analysed = self._begin(pool, after=batch[-1].seq)
-                leases.renew(self._store.database, lease, _LEASE_SECONDS)
                 self._finish(batch, analysed, lease, totals)
                 self._on_progress(len(batch))
                 self._on_commit()
@@ -160,7 +194,8 @@ class Worker:
 
     def _give_up(self, change: Change, error: Exception, lease: Lease, totals: Totals) -> None:
         told = str(error) if isinstance(error, YeoulError) else f"{type(error).__name__}: {error}"
-        log.error("article %r cannot be indexed: %s", change.article_id, told, exc_info=error)
+        log.error("article %r cannot be indexed: %s", change.article_id, told)
+        log.debug("the error in full", exc_info=error)
         self._store.fail(change, told, lease)
         totals.failed += 1
 

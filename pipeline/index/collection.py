@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pymilvus import DataType, Function, FunctionType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from pipeline.documents import Passage
+from pipeline.documents import Passage, passage_id
 from pipeline.errors import InvalidInput, InvalidSetting, ManifestMismatch, NotReady, StoreUnavailable, Unavailable
 from pipeline.index import lite, rows
-from pipeline.index.expressions import any_of, encoded, equal, filter_expression
+from pipeline.index.expressions import any_of, encoded, filter_expression
 from pipeline.index.filters import Filter
-from pipeline.index.rows import ARTICLE_ID, DENSE, ID, LEXICAL, PASSAGE_FIELDS, REVISION, TERMS, Row
+from pipeline.index.rows import ARTICLE_ID, DENSE, ID, LEXICAL, PASSAGE_FIELDS, TERMS, Row
 
 FloatArray = NDArray[np.float32]
 IndexKind = Literal["flat", "hnsw"]
@@ -127,10 +127,17 @@ class Collection:
 
     def delete_article_revisions(self, article_id: str, *, keep_revision: int | None) -> None:
         """Deletes the rows of every revision of the article but `keep_revision` (None: of all)."""
-        condition = equal(ARTICLE_ID, article_id)
-        if keep_revision is not None:
-            condition += f" and {REVISION} != {int(keep_revision)}"
-        self.delete([rows.id_of(row) for row in self._pages(condition)])
+        self.delete_replaced({article_id: keep_revision})
+
+    def delete_replaced(self, keep: Mapping[str, int | None]) -> None:
+        """Deletes, of each article in `keep`, the rows of every revision but the one given (None: of all).
+
+        Milvus Lite scans the collection once for a thousand articles, as long as it does for one.
+        """
+        for batch in rows.chunks(list(keep), _DELETE_IDS):
+            stored = [row[ID] for row in self._pages(any_of(ARTICLE_ID, batch))]
+            parts = [rows.parts_of(stored_id) for stored_id in stored]
+            self.delete([passage_id(*part) for part in parts if keep[part[0]] != part[1]])
 
     def flush(self) -> None:
         """Seals what was written. On Milvus Lite it is due after a bulk load: rows in its write buffer are searched by

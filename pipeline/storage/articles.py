@@ -233,7 +233,7 @@ class ArticleStore:
             )
             note_leftovers(connection, change.article_id, now)
 
-    def due_leftovers(self, limit: int = 100) -> list[tuple[str, int | None]]:
+    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None]]:
         """Articles whose old rows may go now, each with its visible revision (the one to keep)."""
         query = (
             select(leftovers.c.article_id, articles.c.revision)
