@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -112,8 +112,8 @@ def serve(
 ) -> None:
     """Serve the HTTP API and the search page; with Milvus Lite the indexer runs in the same process."""
     import uvicorn
-    from api.app import create_app
 
+    from api.app import create_app
     from pipeline.assembly import Assembly
     from pipeline.folder import Holder
 
@@ -198,8 +198,8 @@ class _EmbeddedWorker:
         self._assembly = assembly
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        self._wake = lambda: None
-        self.on_commit = lambda: None
+        self._wake: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         self._thread.start()
@@ -248,7 +248,9 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
                 return None
             threading.Event().wait(_LOOK_SECONDS)
     try:
-        ingest = assembly.connect().ingest
+        connected = assembly.connect()
+        connected.keep_up()
+        ingest = connected.ingest
         with _bar("indexing", "articles", total=store.queue_length()) as advance:
             totals = Worker(assembly.store, ingest, on_progress=advance).drain()
         ingest.sweep()

@@ -139,7 +139,8 @@ class Service:
             connected = self.connected
             connected.collection.ping()
             if not connected.follower.loaded:
-                found.append(NotReady(connected.engine()[1].get("resident", "the index is loading"), "wait"))
+                why = next(iter(connected.engine()[1].values()), "the index is loading")
+                found.append(NotReady(why, "wait until it is loaded: searches are answered meanwhile"))
         except Unavailable as error:
             found.append(error)
         if not found and self._trouble is not None:

@@ -6,6 +6,7 @@ its manifest; `load` fills the engine. So a server can be up, say why it is not 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.opening import open_encoder
 from pipeline.errors import NotReady
 from pipeline.folder import FolderLock
+from pipeline.index import snapshot
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
 from pipeline.index.fields import LexicalParameters
@@ -20,6 +22,7 @@ from pipeline.index.follower import Follower
 from pipeline.index.manifest import Manifest
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine
+from pipeline.index.snapshot import Place
 from pipeline.ingest import ChunkingParameters, Ingest, Passages
 from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.fusion import default_alpha
@@ -28,6 +31,12 @@ from pipeline.settings import Settings
 from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
+from pipeline.storage.manifests import ActiveCollection
+
+log = logging.getLogger(__name__)
+
+_SNAPSHOT = "resident.safetensors"
+_SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
 
 class Assembly:
@@ -81,6 +90,7 @@ class Assembly:
     def close(self) -> None:
         """Closes everything; may be called twice."""
         if self._connected is not None:
+            self._connected.save()
             self._connected.collection.close()
             self._connected = None
         self.database.close()
@@ -91,11 +101,15 @@ class Assembly:
 class Connected:
     """The parts that stand on an open collection."""
 
-    def __init__(self, assembly: Assembly, collection: Collection, manifest: Manifest) -> None:
+    def __init__(self, assembly: Assembly, collection: Collection, active: ActiveCollection) -> None:
         settings = assembly.settings
         parameters = lexical_parameters(settings)
         self.collection = collection
-        self.manifest = manifest
+        self.manifest = active.manifest
+        self._store = assembly.store
+        self._snapshot = settings.data_dir / _SNAPSHOT
+        self._identity = f"{active.name} {active.created_at.isoformat()}"
+        self._saved_position = 0
         self.ingest = Ingest(
             passages=assembly.passages,
             encoder=assembly.encoder,
@@ -115,7 +129,7 @@ class Connected:
             analyser=assembly.analyser,
             encoder=assembly.encoder,
             engine=self.engine,
-            fusion=fusion_parameters(settings, manifest),
+            fusion=fusion_parameters(settings, active.manifest),
             seq=lambda: self.follower.seq,
         )
 
@@ -124,8 +138,8 @@ class Connected:
         settings, running = assembly.settings, running_manifest(assembly.settings, assembly.analyser, assembly.encoder)
         known = manifests.active(assembly.database)
         if known is not None:
-            known[1].check(running)
-        name = known[0] if known is not None else f"{settings.milvus.collection}_1"
+            known.manifest.check(running)
+        name = known.name if known is not None else f"{settings.milvus.collection}_1"
         collection = Collection.open(
             uri=settings.milvus_uri,
             token=settings.milvus.token,
@@ -134,9 +148,9 @@ class Connected:
             index=settings.milvus.index,
         )
         if known is None:
-            manifests.activate(assembly.database, name, running)
+            known = manifests.activate(assembly.database, name, running)
             collection.switch_alias(settings.milvus.collection)
-        return cls(assembly, collection, known[1] if known is not None else running)
+        return cls(assembly, collection, known)
 
     def engine(self) -> tuple[Engine, Mapping[str, str]]:
         """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
@@ -145,8 +159,46 @@ class Connected:
         return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
-        """Fills the engine from the collection; searches are answered meanwhile."""
-        self.follower.load(on_progress)
+        """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
+        if not self._resume():
+            self.follower.load(on_progress)
+            self.save()
+
+    def keep_up(self) -> None:
+        """For the only writer of a folder that serves nothing: its own writes go into the engine, and at its end into the
+        snapshot, so that the next process starts fast. Does nothing where a whole load would be needed first."""
+        position, seq, visible = self._store.visible()
+        if isinstance(self._engine, ResidentEngine) and (self._resume() or not visible):
+            if not self.follower.loaded:
+                self.follower.resume(position, seq)
+            self.ingest.observer = self._engine.apply
+
+    def save(self) -> None:
+        """Writes the resident engine to disk for the next start, where enough has changed since the last time."""
+        engine = self._engine
+        if self.ingest.observer is not None:  # the engine has every change of this process: the log has nothing new
+            position, seq, _ = self._store.visible()
+        else:
+            position, seq = self.follower.position, self.follower.seq
+        if not isinstance(engine, ResidentEngine) or not self.follower.loaded or not engine.count:
+            return
+        if position - self._saved_position < max(1, engine.count // _SAVE_SHARE):
+            return
+        try:
+            snapshot.save(engine, self._snapshot, Place(self._identity, position, seq))
+            self._saved_position = position
+        except OSError as error:
+            log.warning("no snapshot for a faster start: %s", error)
+
+    def _resume(self) -> bool:
+        if not isinstance(self._engine, ResidentEngine):
+            return False
+        place = snapshot.restore(self._engine, self._snapshot, self._identity)
+        if place is None:
+            return False
+        self._saved_position = place.position
+        self.follower.resume(place.position, place.seq)
+        return True
 
 
 def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False) -> Encoder:

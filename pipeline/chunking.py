@@ -18,7 +18,8 @@ from pipeline.documents import Span
 
 MAX_PIECE_CHARS = 8_000  # the collection takes 65,535 bytes of text, 4 bytes a character at the worst, heading included
 _TITLE_SHARE = 1 / 3  # of the budget at most: a title is context, the text is what is found
-_HEADING_SHARE = 1 / 4
+_HEADING_SHARE = 1 / 4  # of what the title leaves
+_OVERLAP_SHARE = 1 / 4  # likewise
 
 TokenCounter = Callable[[Sequence[Span]], list[int]]  # spans of the clean text → the encoder's tokens in each
 
@@ -27,7 +28,7 @@ TokenCounter = Callable[[Sequence[Span]], list[int]]  # spans of the clean text 
 class Piece:
     """A piece of the clean text: `text[start:end]`, after the carried `heading` where it is not empty.
 
-    `first` and `last` delimit its tokens, `sentences` are spans of the clean text.
+    `sentences` are spans of the clean text.
     """
 
     start: int
@@ -44,6 +45,11 @@ class _Sentence:
     tokens: int
 
 
+def title_budget(budget: int) -> int:
+    """How many of `budget` tokens a title may take in front of a text."""
+    return int(budget * _TITLE_SHARE)
+
+
 def chunk(
     clean: CleanText,
     morphemes: Sequence[Token],
@@ -55,29 +61,26 @@ def chunk(
 ) -> list[Piece]:
     """Cuts `clean` into pieces of at most `budget` of the encoder's tokens, title and heading counted in.
 
-    `overlap` is the number of sentences a piece repeats of the one before it, as far as they fill no more than a quarter
-    of the budget. A text without any character gives no piece.
+    `title_tokens` are those of the title as it is carried. `overlap` is the number of sentences a piece repeats of the
+    one before it, as far as they fill no more than a quarter of the room. A text without any morpheme gives no piece; one
+    character is a piece even where it alone is above the budget.
     """
-    room = max(1, budget - min(title_tokens, int(budget * _TITLE_SHARE)))
-    sentences = _fitting(
-        _sentences(clean, morphemes), morphemes, count, room - int(room * _HEADING_SHARE), clean.blocks
-    )
-    headings = [i for i, block in enumerate(clean.blocks) if block.kind == "heading"]
-    heading_spans = [(clean.blocks[i].start, clean.blocks[i].end) for i in headings]
-    heading_tokens = dict(zip(heading_spans, count(heading_spans), strict=True))
+    room = max(1, budget - title_tokens)
+    headings = _Headings(clean.blocks, count, int(room * _HEADING_SHARE))
+    sentences = _fitting(sentence_spans(clean, morphemes), clean.blocks, morphemes, count, room, headings)
+    packer = _Packer(sentences, clean.blocks, headings, count, room)
     pieces: list[Piece] = []
     first = 0
     while first < len(sentences):
-        heading = _heading_above(sentences[first], clean.blocks, headings)
-        if heading is not None and heading_tokens[heading] > int(room * _HEADING_SHARE):
-            heading = None  # a heading of a paragraph's length would crowd out the text
-        left = room - (heading_tokens[heading] if heading is not None else 0)
-        last = _end_of_piece(sentences, first, left, clean.blocks)
+        last = packer.end(first)
         part = sentences[first:last]
+        heading, _ = headings.above(part[0].block)
         pieces.append(Piece(part[0].start, part[-1].end, heading, tuple((s.start, s.end) for s in part)))
         if last == len(sentences):
             break
-        first = _overlapped(sentences, first, last, overlap, room)
+        # A start that leaves no place for a new sentence would only repeat the piece before.
+        starts = range(packer.overlap_start(first, last, overlap), last + 1)
+        first = next(start for start in starts if packer.end(start) > last)
     return pieces
 
 
@@ -91,35 +94,55 @@ def sentence_spans(clean: CleanText, morphemes: Sequence[Token]) -> list[Span]:
     for token in morphemes:
         place = (token.sent_position, bisect_right(ends, token.start))
         if place != here:
-            if start is not None:
+            if start is not None and end > start:
                 spans.append((start, end))
             start, here, end = token.start, place, 0
         end = max(end, token.start + token.len)
-    if start is not None:
+    if start is not None and end > start:
         spans.append((start, end))
     return spans
 
 
-def _sentences(clean: CleanText, morphemes: Sequence[Token]) -> list[Span]:
-    return [span for span in sentence_spans(clean, morphemes) if clean.text[span[0] : span[1]].strip()]
+class _Headings:
+    """Which heading is carried in front of a text, and its tokens; those above `limit` tokens would crowd it out."""
+
+    def __init__(self, blocks: Sequence[Block], count: TokenCounter, limit: int) -> None:
+        self._places = [place for place, block in enumerate(blocks) if block.kind == "heading"]
+        self._spans = [blocks[place].span for place in self._places]
+        self._tokens = count(self._spans)
+        self._limit = limit
+
+    def above(self, block: int) -> tuple[Span | None, int]:
+        """The heading that `block` stands under and its tokens; (None, 0) for a heading and where none is carried."""
+        place = bisect_right(self._places, block) - 1
+        if place < 0 or self._places[place] == block or self._tokens[place] > self._limit:
+            return None, 0
+        return self._spans[place], self._tokens[place]
 
 
 def _fitting(
-    spans: Sequence[Span], morphemes: Sequence[Token], count: TokenCounter, room: int, blocks: Sequence[Block]
+    spans: Sequence[Span],
+    blocks: Sequence[Block],
+    morphemes: Sequence[Token],
+    count: TokenCounter,
+    room: int,
+    headings: _Headings,
 ) -> list[_Sentence]:
-    """`spans` as sentences, those above `room` tokens halved until they fit."""
+    """`spans` as sentences, those that do not fit into `room` under their heading halved until they do."""
     ends = [block.end for block in blocks]
     starts = [token.start for token in morphemes]
     fitting: list[_Sentence] = []
-    todo = [(span, tokens) for span, tokens in zip(reversed(spans), reversed(count(spans)), strict=True)]
+    todo = list(zip(reversed(spans), reversed(count(spans)), strict=True))
     while todo:
         (start, end), tokens = todo.pop()
-        if end - start <= 1 or (tokens <= room and end - start <= MAX_PIECE_CHARS):
-            fitting.append(_Sentence(start, end, bisect_right(ends, start), tokens))
+        block = bisect_right(ends, start)
+        fits = tokens <= room - headings.above(block)[1] and end - start <= MAX_PIECE_CHARS
+        if fits or end - start <= 1:
+            fitting.append(_Sentence(start, end, block, tokens))
             continue
         middle = _cut(start, end, starts)
         halves = [(middle, end), (start, middle)]
-        todo += list(zip(halves, count(halves), strict=True))
+        todo += zip(halves, count(halves), strict=True)
     return fitting
 
 
@@ -133,42 +156,58 @@ def _cut(start: int, end: int, morpheme_starts: Sequence[int]) -> int:
     return middle
 
 
-def _heading_above(sentence: _Sentence, blocks: Sequence[Block], headings: Sequence[int]) -> Span | None:
-    """The heading that `sentence` stands under, None if it is itself (part of) a heading or stands under none."""
-    above = bisect_right(headings, sentence.block) - 1
-    if above < 0 or headings[above] == sentence.block:
-        return None
-    block = blocks[headings[above]]
-    return block.start, block.end
+class _Packer:
+    """Says where a piece that starts at a sentence ends, and where the next one starts."""
 
+    def __init__(
+        self,
+        sentences: Sequence[_Sentence],
+        blocks: Sequence[Block],
+        headings: _Headings,
+        count: TokenCounter,
+        room: int,
+    ) -> None:
+        self._sentences = sentences
+        self._blocks = blocks
+        self._headings = headings
+        self._count = count
+        self._room = room
 
-def _end_of_piece(sentences: Sequence[_Sentence], first: int, room: int, blocks: Sequence[Block]) -> int:
-    """Where the piece that starts at `first` ends: full, at the character limit, or half full before a heading."""
-    used = 0
-    for place in range(first, len(sentences)):
-        sentence = sentences[place]
-        fresh = place > first
-        full = used + sentence.tokens > room or sentence.end - sentences[first].start > MAX_PIECE_CHARS
-        section = blocks[sentence.block].kind == "heading" and 2 * used >= room
-        if fresh and (full or section):
-            return _without_trailing_heading(sentences, first, place, blocks)
-        used += sentence.tokens
-    return len(sentences)
+    def end(self, first: int) -> int:
+        """Where the piece that starts at `first` ends: full, at the character limit, or half full before a heading."""
+        begin = self._sentences[first].start
+        room = self._room - self._headings.above(self._sentences[first].block)[1]
+        used, end = 0, len(self._sentences)
+        for place in range(first, len(self._sentences)):
+            sentence = self._sentences[place]
+            full = used + sentence.tokens > room or sentence.end - begin > MAX_PIECE_CHARS
+            section = self._is_heading(place) and 2 * used >= self._room
+            if place > first and (full or section):
+                end = place
+                break
+            used += sentence.tokens
+        # A word that was cut can have more tokens as a whole than its parts have.
+        while end - 1 > first and self._count([(begin, self._sentences[end - 1].end)])[0] > room:
+            end -= 1
+        return self._without_trailing_heading(first, end)
 
+    def overlap_start(self, first: int, last: int, overlap: int) -> int:
+        """The first of up to `overlap` sentences before `last` that fill a quarter of the room at most."""
+        start, used = last, 0
+        while start > max(first + 1, last - overlap):
+            used += self._sentences[start - 1].tokens
+            if used > self._room * _OVERLAP_SHARE:
+                break
+            start -= 1
+        return start
 
-def _without_trailing_heading(sentences: Sequence[_Sentence], first: int, end: int, blocks: Sequence[Block]) -> int:
-    """A heading belongs to what follows it: it does not stand last in a piece."""
-    while end - 1 > first and blocks[sentences[end - 1].block].kind == "heading":
-        end -= 1
-    return end
+    def _without_trailing_heading(self, first: int, end: int) -> int:
+        """A heading belongs to what follows it: it does not stand last in a piece, unless nothing follows."""
+        if end == len(self._sentences):
+            return end
+        while end - 1 > first and self._is_heading(end - 1):
+            end -= 1
+        return end
 
-
-def _overlapped(sentences: Sequence[_Sentence], first: int, last: int, overlap: int, room: int) -> int:
-    """Where the next piece starts: up to `overlap` sentences before `last`, within a quarter of the room."""
-    start, used = last, 0
-    while start > max(first + 1, last - overlap):
-        used += sentences[start - 1].tokens
-        if used > room // 4:
-            break
-        start -= 1
-    return start
+    def _is_heading(self, place: int) -> bool:
+        return self._blocks[self._sentences[place].block].kind == "heading"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from pipeline import assembly
-from pipeline.errors import FolderInUse, YeoulError
+from pipeline.errors import FolderInUse, ManifestMismatch, NotReady, YeoulError
 from pipeline.folder import holder_of
 from pipeline.index.collection import Collection
 from pipeline.korean.morphemes import Analyser
@@ -16,6 +16,7 @@ from pipeline.settings import Settings
 from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
+from pipeline.storage.manifests import ActiveCollection
 
 _PACKAGES = [
     "yeoul",
@@ -42,10 +43,11 @@ class Check:
 
 def diagnose(settings: Settings) -> Iterator[Check]:
     """Checks in the order in which things depend on each other; never raises a YeoulError."""
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     yield Check("versions", ok=True, found=f"Python {platform.python_version()}, {versions}")
     yield _check("state database", lambda: _database(settings))
     yield _check("kiwi and encoder", lambda: _encoder(settings))
+    yield _check("manifest", lambda: _manifest(settings))
     yield _check("collection", lambda: _collection(settings))
 
 
@@ -72,16 +74,38 @@ def _encoder(settings: Settings) -> str:
     return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"
 
 
-def _collection(settings: Settings) -> str:
-    holder = holder_of(settings.data_dir) if settings.milvus_is_lite else None
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
+
+
+def _manifest(settings: Settings) -> str:
+    """Whether an index made now would fit the one in use. Raises ManifestMismatch."""
+    known = _active(settings)
+    if known is None:
+        return "no index yet"
+    analyser = Analyser.open(settings.user_words)
+    encoder = assembly.encoder_of(settings, analyser)
+    known.manifest.check(assembly.running_manifest(settings, analyser, encoder))
+    return f"{known.name} was made with the settings in force"
+
+
+def _active(settings: Settings) -> ActiveCollection | None:
     database = StateDatabase.open(settings.state_url)
     try:
-        known = manifests.active(database)
+        return manifests.active(database)
     finally:
         database.close()
+
+
+def _collection(settings: Settings) -> str:
+    holder = holder_of(settings.data_dir) if settings.milvus_is_lite else None
+    known = _active(settings)
     if known is None:
-        return f"none yet at {settings.milvus_uri}: yeoul index makes it"
-    name, manifest = known
+        return _store_without_collection(settings)
+    name, manifest = known.name, known.manifest
     try:
         collection = Collection.open(
             uri=settings.milvus_uri, token=settings.milvus.token, name=name, dim=manifest.dim, create=False
@@ -96,3 +120,16 @@ def _collection(settings: Settings) -> str:
         )
     finally:
         collection.close()
+
+
+def _store_without_collection(settings: Settings) -> str:
+    """Raises StoreUnavailable where a server does not answer."""
+    if not settings.milvus_is_lite:
+        name = f"{settings.milvus.collection}_1"
+        try:
+            Collection.open(
+                uri=settings.milvus_uri, token=settings.milvus.token, name=name, dim=1, create=False
+            ).close()
+        except (NotReady, ManifestMismatch):
+            pass  # it answers
+    return f"none yet at {settings.milvus_uri}: yeoul index makes it"

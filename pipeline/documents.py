@@ -146,6 +146,12 @@ def passage_id(article_id: str, revision: int, ordinal: int) -> str:
     return f"{article_id}#{revision}#{ordinal}"
 
 
+def passage_parts(passage: str) -> tuple[str, int, int]:
+    """(article id, revision, ordinal) of a passage id."""
+    article_id, revision, ordinal = passage.rsplit("#", 2)
+    return article_id, int(revision), int(ordinal)
+
+
 def checked_id(value: object) -> str:
     """`value` as an article id in NFC: 1-200 characters of any script without `#`, `/` and control characters."""
     if not isinstance(value, str) or not value.strip():

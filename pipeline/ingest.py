@@ -8,8 +8,8 @@ it was, and doing a change twice gives the same rows. Knows neither the clock no
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -17,10 +17,11 @@ from itertools import chain
 import numpy as np
 from kiwipiepy import Token
 
-from pipeline.chunking import Piece, TokenCounter, chunk
+from pipeline.chunking import Piece, TokenCounter, chunk, title_budget
 from pipeline.cleaning import CleanText, clean, clean_title
 from pipeline.documents import Article, Change, Passage, Span, passage_id
 from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder
+from pipeline.encoding.sentence import Prompts
 from pipeline.index.collection import Collection
 from pipeline.korean.morphemes import Analyser, Term, terms_of
 from pipeline.storage.articles import ArticleStore, Indexed
@@ -41,9 +42,10 @@ class ChunkingParameters:
 
 @dataclass(frozen=True, slots=True)
 class AnalysedPassage:
-    """A passage and, for encoders that read them, all morphemes of its title and text."""
+    """A passage, its title as encoders read it (long ones cut), and all morphemes of that title and the text."""
 
     passage: Passage
+    carried_title: str
     morphemes: tuple[Token, ...]
 
 
@@ -86,12 +88,15 @@ class Passages:
         body: CleanText,
         morphemes: list[Token],
     ) -> list[AnalysedPassage]:
+        budget = self._budget()
+        count_title, count = self._counter(title, title_morphemes), self._counter(body.text, morphemes)
+        carried_end = _end_within(len(title), count_title, title_budget(budget))
         pieces = chunk(
             body,
             morphemes,
-            self._counter(body, morphemes),
-            budget=self._budget(),
-            title_tokens=len(title_morphemes) if self._reads_morphemes else self._encoder.count_tokens([title])[0],
+            count,
+            budget=budget,
+            title_tokens=count_title([(0, carried_end)])[0],
             overlap=self._parameters.overlap_sentences,
         )
         template = Passage(
@@ -112,24 +117,27 @@ class Passages:
             published_at=article.published_at,
             quality=article.quality,
         )
+        if not pieces:  # the title is all there is
+            carried_end = _end_within(len(title), count_title, budget)
+        carried = AnalysedPassage(
+            template, title[:carried_end], tuple(t for t in title_morphemes if t.start < carried_end)
+        )
         if not pieces:
-            return [AnalysedPassage(template, tuple(title_morphemes))]
+            return [carried]
         terms, starts = terms_of(morphemes), [token.start for token in morphemes]
-        return [
-            self._passage(replace(template, ordinal=n), piece, body, morphemes, starts, terms, title_morphemes)
-            for n, piece in enumerate(pieces)
-        ]
+        return [self._passage(n, carried, piece, body, morphemes, starts, terms) for n, piece in enumerate(pieces)]
 
     def _passage(
         self,
-        template: Passage,
+        ordinal: int,
+        carried: AnalysedPassage,
         piece: Piece,
         body: CleanText,
         morphemes: Sequence[Token],
         starts: Sequence[int],
         terms: Sequence[Term],
-        title_morphemes: Sequence[Token],
     ) -> AnalysedPassage:
+        """The passage of `piece`; `carried` is the one of the title alone."""
         heading = piece.heading
         parts: list[tuple[Span, int]] = []  # (span of the clean text, where it begins in the passage's text)
         if heading is not None:
@@ -150,13 +158,14 @@ class Passages:
             t for (start, end), _ in parts for t in morphemes[bisect_left(starts, start) : bisect_left(starts, end)]
         ]
         passage = replace(
-            template,
+            carried.passage,
+            ordinal=ordinal,
             text="\n".join(body.text[start:end] for (start, end), _ in parts),
             terms=tuple(form for form, _ in held),
             term_spans=tuple(span for _, span in held),
             sentence_spans=tuple(sentences),
         )
-        return AnalysedPassage(passage, (*title_morphemes, *tokens))
+        return AnalysedPassage(passage, carried.carried_title, (*carried.morphemes, *tokens))
 
     def _budget(self) -> int:
         longest = self._encoder.max_tokens
@@ -165,14 +174,14 @@ class Passages:
         return max(1, min(self._parameters.max_tokens, longest - _SPECIAL_TOKENS - self._prompt_tokens()))
 
     def _prompt_tokens(self) -> int:
-        prompt: str = getattr(self._encoder, "passage_prompt", "")
-        return self._encoder.count_tokens([prompt])[0] if prompt else 0
+        prompts: Prompts | None = getattr(self._encoder, "prompts", None)
+        return self._encoder.count_tokens([prompts.passage])[0] if prompts is not None and prompts.passage else 0
 
-    def _counter(self, body: CleanText, morphemes: Sequence[Token]) -> TokenCounter:
+    def _counter(self, text: str, morphemes: Sequence[Token]) -> TokenCounter:
         if self._reads_morphemes:
             starts = [token.start for token in morphemes]
             return lambda spans: [bisect_left(starts, end) - bisect_left(starts, start) for start, end in spans]
-        return lambda spans: self._encoder.count_tokens([body.text[start:end] for start, end in spans])
+        return lambda spans: self._encoder.count_tokens([text[start:end] for start, end in spans])
 
 
 def encode(encoder: Encoder, passages: Sequence[AnalysedPassage]) -> FloatArray:
@@ -181,7 +190,7 @@ def encode(encoder: Encoder, passages: Sequence[AnalysedPassage]) -> FloatArray:
         return np.zeros((0, encoder.dim), dtype=np.float32)
     if isinstance(encoder, MorphemeEncoder):
         return encoder.encode_morphemes([p.morphemes for p in passages])
-    return encoder.encode_passages([f"{p.passage.title}\n{p.passage.text}" for p in passages])
+    return encoder.encode_passages([f"{p.carried_title}\n{p.passage.text}" for p in passages])
 
 
 class Ingest:
@@ -201,6 +210,8 @@ class Ingest:
         self._collection = collection
         self._store = store
         self._grace_seconds = grace_seconds
+        # Told of each article that became visible or vanished, after the commit: (id, revision, passages, vectors).
+        self.observer: Callable[[str, int | None, Sequence[Passage], FloatArray], None] | None = None
 
     def analyse(self, batch: Sequence[Change]) -> list[list[AnalysedPassage]]:
         """The passages of each change; none for a delete and for an article that is not to be shown."""
@@ -216,18 +227,35 @@ class Ingest:
             self._collection.upsert([p.passage for p in everything], vectors)
         done = [Indexed(change, len(parts)) for change, parts in zip(batch, analysed, strict=True)]
         self._store.commit(done, lease, grace_seconds=self._grace_seconds)
+        self._tell(batch, analysed, vectors)
         deleted = sum(1 for change in batch if change.article is None)
         return Written(len(batch) - deleted, deleted, len(everything), encoded)
 
+    def flush(self) -> None:
+        """Lets the collection write what it holds in memory into its searchable form; due after a bulk load."""
+        self._collection.flush()
+
     def sweep(self) -> int:
-        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept."""
+        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept.
+
+        For the holder of the worker's lease: another's rows that wait for their commit would be swept away.
+        """
         now = datetime.now(UTC)
         due = self._store.due_leftovers()
-        for article_id, visible in due:
-            self._collection.delete_article_revisions(article_id, keep_revision=visible)
         if due:
+            self._collection.delete_replaced(dict(due))
             self._store.forget_leftovers([article_id for article_id, _ in due], before=now)
         return len(due)
+
+    def _tell(self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], vectors: FloatArray) -> None:
+        if self.observer is None:
+            return
+        start = 0
+        for change, parts in zip(batch, analysed, strict=True):
+            end = start + len(parts)
+            revision = change.seq if parts else None
+            self.observer(change.article_id, revision, [p.passage for p in parts], vectors[start:end])
+            start = end
 
     def _vectors(self, batch: Sequence[Change], passages: Sequence[AnalysedPassage]) -> tuple[FloatArray, int]:
         """The vectors of `passages`, those with known content copied from the rows that are visible now."""
@@ -263,3 +291,13 @@ def _within(terms: Sequence[Term], start: int, end: int) -> Sequence[Term]:
     first = bisect_left(terms, start, key=lambda term: term.start)
     last = bisect_left(terms, end, key=lambda term: term.start)
     return [term for term in terms[first:last] if term.end <= end]
+
+
+def _end_within(length: int, count: TokenCounter, budget: int) -> int:
+    """The longest beginning of a text of `length` characters with at most `budget` tokens, by bisection: its end."""
+    if count([(0, length)])[0] <= budget:
+        return length
+    end = bisect_right(range(length), budget, key=lambda place: count([(0, place)])[0]) - 1
+    while end > 0 and count([(0, end)])[0] > budget:  # tokens need not grow with every character
+        end -= 1
+    return max(0, end)

@@ -26,10 +26,12 @@ _templates = Jinja2Templates(directory=Path(__file__).parent.parent / "console" 
 _PAGE_HITS = 10
 _MAX_TERMS = 12  # shown of a hit; a long question matches dozens
 _MODE_NAMES = {"hybrid": "함께", "dense": "뜻", "lexical": "낱말"}
+_LOADING = "색인을 읽어 들이는 중이라, 저장소에서 바로 찾았습니다."
 _PART_NAMES = {
     "dense": "뜻으로 찾기가 쉬고 있어, 낱말로만 찾았습니다.",
     "lexical": "낱말로 찾기가 쉬고 있어, 뜻으로만 찾았습니다.",
-    "resident": "색인을 읽어 들이는 중이라, 저장소에서 바로 찾았습니다.",
+    "resident": _LOADING,
+    "milvus": _LOADING,
 }
 _PART_UNKNOWN = "일부 기능이 쉬고 있습니다."
 _FAILURES = {

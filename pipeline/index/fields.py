@@ -8,15 +8,16 @@ weights were measured (README, "Decisions"). Rows are those of the owner, who al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Scores, Variant
-from pipeline.index.lexical import LexicalIndex, Rows
+from pipeline.index.lexical import LexicalIndex, Rows, part_of
 from pipeline.index.statistics import DocumentScorer
 from pipeline.korean.bigrams import bigrams
 
@@ -99,6 +100,17 @@ class LexicalFields:
     def remove(self, rows: Rows) -> None:
         for part in (self.morphemes, self.bigrams, self.title):
             part.remove(rows)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Every array, by name; `restore` makes equal fields of it. Read them only."""
+        parts = {"morphemes": self.morphemes, "bigrams": self.bigrams, "title": self.title}
+        return {f"{field}.{name}": array for field, part in parts.items() for name, array in part.state().items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what is here; the arrays become this object's own."""
+        self.morphemes.restore(part_of(state, "morphemes."))
+        self.bigrams.restore(part_of(state, "bigrams."))
+        self.title.restore(part_of(state, "title."))
 
     def scorer(self, query: LexicalQuery) -> PassageScorer:
         """Scores passages, here or not, for `query` by what is here now."""

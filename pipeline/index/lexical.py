@@ -12,6 +12,7 @@ Knows nothing about tokenisation, articles or fusion. Not thread-safe: its owner
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +175,19 @@ class LexicalIndex:
         held = self._postings.counts_at(numbers, np.asarray(rows, dtype=np.intp)) > 0
         return [[known[column] for column in np.flatnonzero(line).tolist()] for line in held]
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Every array, by name; `restore` makes an equal index of it. Read them only."""
+        arrays = {f"postings.{name}": array for name, array in self._postings.state().items()}
+        arrays |= {f"statistics.{name}": array for name, array in self._statistics.state().items()}
+        return arrays | {"lengths": self._lengths}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what is here; the arrays become this object's own."""
+        self._postings.restore(part_of(state, "postings."))
+        self._statistics.restore(part_of(state, "statistics."))
+        self._lengths = state["lengths"]
+        self._cached_norms = None
+
     def _add_batch(self, rows: Integers, documents: Sequence[Sequence[str]]) -> None:
         numbers, lengths = self._statistics.numbers_of(documents)
         held = self._postings.add(rows, numbers, lengths)
@@ -210,6 +224,11 @@ class LexicalIndex:
         if self._cached_norms is None:
             self._cached_norms = self._formula.norms(self._lengths, self.average_length)
         return self._cached_norms
+
+
+def part_of(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """The arrays of `state` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
 
 
 def _distinct_rows(rows: Rows) -> Integers:

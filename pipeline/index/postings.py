@@ -10,9 +10,10 @@ Knows term *numbers* and rows; nothing about words, lengths or scores. Not threa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ Counts = NDArray[np.float64]
 SEGMENT_POSTINGS = 1 << 21  # cap of a merge: about 7,000 passages, some 0.2 s of pause for the largest
 MAX_TF = np.iinfo(np.uint16).max  # occurrences of one term in one passage: more than that are not told apart
 _ABSENT = -1  # home of a row that is not in use
+_SEGMENT_ARRAYS = ("terms", "starts", "rows", "tf", "members")  # of a Segment
 _TERM_SHIFT = 32  # a posting's sort key is term << 32 | row: both are below 2**31
 
 
@@ -200,6 +202,32 @@ class Postings:
                     position = np.minimum(np.searchsorted(segment.rows[start:end], wanted), end - start - 1) + start
                     counts[at, column] = np.where(segment.rows[position] == wanted, segment.tf[position], 0)
         return counts
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Every array, by name; `restore` makes equal postings of it. The arrays are this object's own: do not write."""
+        arrays: dict[str, NDArray[Any]] = {"home": self._home}
+        for serial, segment in self._segments.items():
+            arrays |= {f"{serial}.{name}": getattr(segment, name) for name in _SEGMENT_ARRAYS}
+        return arrays
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what is here; the arrays become this object's own and are written to."""
+        self._home = state["home"]
+        serials = sorted({int(name.split(".")[0]) for name in state if "." in name})
+        self._segments = {
+            serial: Segment(
+                serial=serial,
+                terms=state[f"{serial}.terms"],
+                starts=state[f"{serial}.starts"],
+                rows=state[f"{serial}.rows"],
+                tf=state[f"{serial}.tf"],
+                members=state[f"{serial}.members"],
+            )
+            for serial in serials
+        }
+        for segment in self._segments.values():
+            segment.erased = int(np.count_nonzero(segment.tf == 0))
+        self._next_serial = serials[-1] + 1 if serials else 0
 
     def _place(self, keys: NDArray[np.int64], tf: NDArray[np.uint16], members: NDArray[np.int32]) -> None:
         segment = Segment.from_keys(self._next_serial, keys, tf, members)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from numpy.typing import NDArray
 
-from pipeline.documents import Passage
+from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, inner_products
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filters import Filter
+from pipeline.index.lexical import part_of
 from pipeline.index.packing import packed, unpacked
 
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
@@ -78,6 +82,41 @@ class ResidentEngine:
         """Scores any passage as if it stood here now: for those who find passages elsewhere (`milvus_search.py`)."""
         with self._lock:
             return self._lexical.scorer(query)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything as arrays, by name, for a snapshot; `restore` makes an equal engine of it."""
+        with self._lock:
+            end = len(self._ids)
+            packed = np.frombuffer(b"".join(self._packed), dtype=np.uint8)
+            arrays = {
+                "vectors": self._vectors[:end].cpu().numpy(),
+                "ids": _bytes_of([i or "" for i in self._ids]),
+                "packed": packed,
+                "packed_ends": np.cumsum([len(data) for data in self._packed], dtype=np.int64),
+            }
+            arrays |= {f"lexical.{name}": array for name, array in self._lexical.state().items()}
+            arrays |= {f"columns.{name}": array for name, array in self._columns.state().items()}
+            # Copies: the engine goes on while they are written to disk.
+            return {name: array.copy() for name, array in arrays.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what is here; the arrays become this object's own."""
+        with self._lock:
+            self._ids = [i or None for i in _texts_of(state["ids"])]
+            self._articles = [passage_parts(i)[0] if i else "" for i in self._ids]
+            data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
+            self._packed = [data[start:end] for start, end in pairwise([0, *ends])]
+            self._row_of = {i: row for row, i in enumerate(self._ids) if i}
+            self._rows_of_article = defaultdict(list)
+            for row in self._row_of.values():
+                self._rows_of_article[self._articles[row]].append(row)
+            self._free = [row for row, i in enumerate(self._ids) if not i]
+            self._lexical.restore(part_of(state, "lexical."))
+            self._columns.restore(part_of(state, "columns."))
+            vectors = torch.from_numpy(state["vectors"])
+            capacity = self._lexical.morphemes.capacity
+            self._vectors = torch.zeros((capacity, vectors.shape[1]), dtype=torch.float32, device=self._device)
+            self._vectors[: len(vectors)] = vectors
 
     def search(self, query: EngineQuery) -> Candidates:
         with self._lock:
@@ -208,6 +247,29 @@ class _FilterColumns:
             for tag in self._tags.pop(row):
                 self._rows_of_tag[tag].discard(row)
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Every column; names of codes and tags as JSON in bytes."""
+        named = {"code_of": self._code_of, "tags": [[row, *tags] for row, tags in self._tags.items()]}
+        return {
+            "used": self._used,
+            "published": self._published,
+            "length": np.array([self._length]),
+            "named": np.frombuffer(orjson.dumps(named), dtype=np.uint8),
+            **{f"codes.{name}": codes for name, codes in self._codes.items()},
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        named = orjson.loads(state["named"].tobytes())
+        self._used, self._published = state["used"], state["published"]
+        self._length = int(state["length"][0])
+        self._codes = part_of(state, "codes.")
+        self._code_of = named["code_of"]
+        self._tags = {row: tuple(tags) for row, *tags in named["tags"]}
+        self._rows_of_tag = defaultdict(set)
+        for row, tags in self._tags.items():
+            for tag in tags:
+                self._rows_of_tag[tag].add(row)
+
     def mask(self, filter_: Filter) -> Mask:
         """bool (rows in use,): which rows hold a visible passage that passes."""
         end = self._length
@@ -229,6 +291,15 @@ class _FilterColumns:
 
     def _code(self, name: str, value: str | None) -> int:
         return _NO_VALUE if value is None else self._code_of[name].setdefault(value, len(self._code_of[name]))
+
+
+def _bytes_of(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Texts without control characters as one array."""
+    return np.frombuffer("\0".join(texts).encode(), dtype=np.uint8)
+
+
+def _texts_of(data: NDArray[np.uint8]) -> list[str]:
+    return data.tobytes().decode().split("\0") if len(data) else []
 
 
 def _microseconds(moment: datetime | None) -> int:

@@ -12,8 +12,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import InvalidInput, shown
 from pipeline.index.bm25 import Counts, Formula, Frequencies, Scores
@@ -110,6 +112,21 @@ class TermStatistics:
             average_length=self.average_length,
             average_idf=self._average_idf(),
         )
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The vocabulary in the order of its numbers, frequencies and totals; `restore` takes them back."""
+        words = "\0".join(self._vocabulary).encode()  # a term holds no control character
+        totals = np.array([self._documents, self._total_length], dtype=np.int64)
+        return {"words": np.frombuffer(words, dtype=np.uint8), "df": self._df, "totals": totals}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Takes the place of what is here; the arrays become this object's own."""
+        text = state["words"].tobytes().decode()
+        words = text.split("\0") if text else []
+        self._vocabulary = defaultdict(count(len(words)).__next__, zip(words, range(len(words)), strict=True))
+        self._df = state["df"]
+        self._documents, self._total_length = (int(total) for total in state["totals"])
+        self._cached_average_idf = None
 
     def _average_idf(self) -> float:
         if self._cached_average_idf is None:
