@@ -223,7 +223,10 @@ def _tags(value: object) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list | tuple) or len(value) > MAX_TAGS:
         raise InvalidArticle("tags", value, f"a list of at most {MAX_TAGS} texts")
-    return tuple(dict.fromkeys(_text({"tags": tag}, "tags", MAX_FIELD_CHARS) or "" for tag in value))
+    tags = [_text({"tags": tag}, "tags", MAX_FIELD_CHARS) for tag in value]
+    if None in tags:
+        raise InvalidArticle("tags", value, "a list of texts, without null")
+    return tuple(dict.fromkeys(tag for tag in tags if tag is not None))
 
 
 def _time(data: Mapping[str, Any], name: str) -> datetime | None:

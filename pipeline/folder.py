@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 from filelock import FileLock, Timeout
 
-from pipeline.errors import FolderInUse
+from pipeline.errors import FolderInUse, InvalidSetting
 
 _LOCK = "lock"
 _HOLDER = "holder.json"
@@ -41,15 +41,21 @@ class FolderLock:
 
     @classmethod
     def take(cls, folder: Path, command: str) -> FolderLock:
-        """Makes the folder where it is missing and takes it. Raises FolderInUse naming the holder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK, blocking=False)
+        """Makes the folder where it is missing and takes it.
+
+        Raises FolderInUse naming the holder, InvalidSetting where the folder cannot be written.
+        """
+        # Not by thread: a server takes it in one thread and gives it back in another.
+        lock = FileLock(folder / _LOCK, blocking=False, thread_local=False)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            taken = cls(folder, lock)
+            taken.announce(Holder.this(command))
         except Timeout as error:
             raise FolderInUse(str(folder), str(holder_of(folder) or "another process")) from error
-        taken = cls(folder, lock)
-        taken.announce(Holder.this(command))
+        except OSError as error:
+            raise InvalidSetting("data_dir", str(folder), f"a folder that can be written ({error})") from error
         return taken
 
     def announce(self, holder: Holder) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,6 +24,7 @@ from pipeline.errors import InvalidSetting, UnreadableSource
 
 FILE = "yeoul.toml"
 _SECRET = frozenset({"api.keys", "milvus.token", "database_url"})  # never printed
+_HIDDEN = "(hidden)"
 
 
 class _Section(BaseModel):
@@ -153,11 +155,16 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidSetting(".".join(map(str, first["loc"])), first.get("input"), _rule(first["msg"])) from error
+        name = ".".join(map(str, first["loc"]))
+        secret = any(name == hidden or name.startswith(f"{hidden}.") for hidden in _SECRET)
+        # Without the cause where it would print the secret in a traceback.
+        raise InvalidSetting(name, _HIDDEN if secret else first.get("input"), _rule(first)) from (
+            None if secret else error
+        )
     except SettingsError as error:
         raise InvalidSetting("api.keys", str(error), 'JSON, as in [{"key": "...", "scopes": ["write"]}]') from error
-    except tomllib.TOMLDecodeError as error:
-        raise UnreadableSource(f"{FILE} is not TOML: {error}", f"correct {FILE} in {Path.cwd()}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UnreadableSource(f"{FILE} is not readable TOML: {error}", f"correct {FILE} in {Path.cwd()}") from error
 
 
 def described() -> list[tuple[str, str, str]]:
@@ -173,7 +180,7 @@ def in_force(settings: Settings) -> list[tuple[str, str]]:
         for part in name.split("."):
             value = getattr(value, part)
         hidden = name in _SECRET and value
-        rows.append((name, f"({len(value)} hidden)" if hidden else str(value)))
+        rows.append((name, _HIDDEN if hidden else _written(value)))
     return rows
 
 
@@ -181,8 +188,14 @@ def _rows(name: str, field: Any) -> list[tuple[str, str, str]]:
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, _Section):
         return [row for part, inner in annotation.model_fields.items() for row in _rows(f"{name}.{part}", inner)]
-    return [(name, "" if field.default is None else str(field.default), field.description or "")]
+    return [(name, _written(field.default), field.description or "")]
 
 
-def _rule(message: str) -> str:
-    return message.removeprefix("Input should be ").removeprefix("Value error, ")
+def _written(value: Any) -> str:
+    return "" if value is None or value == () else str(value)
+
+
+def _rule(details: ErrorDetails) -> str:
+    if details["type"] == "extra_forbidden":
+        return "left out: there is no such setting"
+    return details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

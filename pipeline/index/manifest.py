@@ -6,7 +6,7 @@ no row, so another weight needs no other index.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import orjson
@@ -30,9 +30,9 @@ class Manifest:
 
     def identity(self) -> dict[str, Any]:
         """The fields that rows depend on."""
-        fields = asdict(self)
-        del fields["alpha"]
-        return fields
+        identity = asdict(self)
+        del identity["alpha"]
+        return identity
 
     def check(self, running: Manifest) -> None:
         """Raises ManifestMismatch naming each difference, unless rows made by `running` fit this index."""
@@ -46,4 +46,9 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        return cls(**orjson.loads(text))
+        """What `to_json` gave. Raises ManifestMismatch for the manifest of a version with other fields."""
+        data: dict[str, Any] = orjson.loads(text)
+        names = {field.name for field in fields(cls)}
+        if data.keys() != names:
+            raise ManifestMismatch({"fields of the manifest": (sorted(data), sorted(names))})
+        return cls(**data)

@@ -102,8 +102,10 @@ def _zscore(candidates: Candidates, _rrf_k: int) -> tuple[Column, Column]:
     def scaled(column: Column) -> Column:
         if not len(column):
             return column
-        spread = column.std()
-        return (column - column.mean()) / spread if spread > 0 else column * 0.0
+        if column.max() == column.min():  # their standard deviation may be a rounding error above 0
+            return column * 0.0
+        standard: Column = (column - column.mean()) / column.std()
+        return standard
 
     return scaled(candidates.dense), scaled(candidates.lexical)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ Mode = Literal["hybrid", "dense", "lexical"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_QUERY_CHARS = 500
 MAX_LIMIT = 100
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what a terminal that is not UTF-8 leaves; no store takes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,9 @@ class SearchRequest:
             raise InvalidQuery("q", normalised, f"at most {MAX_QUERY_CHARS} characters ({len(normalised):,} seen)")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidQuery("limit", limit, f"in 1..{MAX_LIMIT}")
+        for name, value in asdict(filter_ or Filter()).items():
+            if isinstance(value, str) and _SURROGATE.search(value):
+                raise InvalidQuery(name, value, "Unicode text without lone surrogates")
         for known in MODES:
             if mode == known:
                 return cls(text=normalised, limit=limit, mode=known, filter=filter_ or Filter(), cursor=cursor)

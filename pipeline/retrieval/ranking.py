@@ -102,7 +102,8 @@ def _encoded(article: RankedArticle, question: str) -> str:
 def _decoded(cursor: str, question: str) -> tuple[float, str]:
     rule = "a next_cursor given by a search"
     try:
-        content = orjson.loads(base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        content = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         score, article_id, digest = content
     except (ValueError, TypeError, binascii.Error, UnicodeEncodeError) as error:
         raise InvalidQuery("cursor", cursor, rule) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from pipeline.documents import Passage, Span
 from pipeline.encoding.encoder import Encoder, FloatArray, TermEncoder
@@ -24,6 +24,7 @@ from pipeline.retrieval.snippets import matched_terms, snippet
 
 log = logging.getLogger(__name__)
 
+_ENCODER_ERRORS = (YeoulError, RuntimeError, MemoryError)  # RuntimeError: what torch raises, out of memory too
 _ATTEMPTS = 3  # a hit replaced between scoring and showing starts the search over; three in a row means a storm
 
 
@@ -119,7 +120,7 @@ class Searcher:
             watch.lap("legs")
             fused = self.fused(candidates)
             ranking = rank(candidates, fused)
-            question = request.question(self._fusion.method, self._fusion.alpha)
+            question = request.question(*astuple(self._fusion))
             shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
             watch.lap("rank")
             passages = engine.passages([article.best.passage_id for article in shown])
@@ -146,11 +147,7 @@ class Searcher:
         if request.mode != "lexical":
             try:
                 vector = self._encoder.encode_queries([request.text])[0]
-            except (
-                YeoulError,
-                RuntimeError,
-                MemoryError,
-            ) as error:  # RuntimeError: what torch raises, out of memory too
+            except _ENCODER_ERRORS as error:
                 log.exception("the query could not be encoded")
                 failed["dense"] = str(error)
         if request.mode != "dense":
@@ -169,12 +166,13 @@ class Searcher:
         self, engine: Engine, request: SearchRequest, understood: Understood
     ) -> tuple[Candidates, dict[str, str]]:
         """What the legs propose, and the legs that failed with their reasons. Raises NotReady where none is left."""
-        vector = understood.vector
+        vector, terms = understood.vector, understood.terms
         if vector is not None and not vector.any():
-            vector = None if understood.terms else vector  # nothing to say about meaning: the words decide alone
+            # Nothing to say about meaning: the words decide alone, and without words nothing is found.
+            vector, terms = None, terms or LexicalQuery()
         query = EngineQuery(
             vector=vector,
-            terms=understood.terms,
+            terms=terms,
             filter=request.filter,
             candidates=self._fusion.candidates,
         )
@@ -229,10 +227,14 @@ class Searcher:
         if vector is None or not passages or not vector.any():
             return {}
         spans = [(p, span) for p in passages for span in p.sentence_spans]
-        if isinstance(self._encoder, TermEncoder):
-            vectors = self._encoder.encode_terms([_terms_within(p, span) for p, span in spans])
-        else:
-            vectors = self._encoder.encode_passages([p.text[start:end] for p, (start, end) in spans])
+        try:
+            if isinstance(self._encoder, TermEncoder):
+                vectors = self._encoder.encode_terms([_terms_within(p, span) for p, span in spans])
+            else:
+                vectors = self._encoder.encode_passages([p.text[start:end] for p, (start, end) in spans])
+        except _ENCODER_ERRORS:
+            log.exception("the sentences of the hits could not be encoded: snippets show their beginnings")
+            return {}
         likely: dict[str, tuple[float, Span]] = {}
         for (passage, span), nearness in zip(spans, (vectors @ vector).tolist(), strict=True):
             if passage.id not in likely or nearness > likely[passage.id][0]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from itertools import islice, takewhile
 
 from pipeline.documents import Passage, Span
 
@@ -58,11 +59,12 @@ def _window(passage: Passage, weights: Mapping[str, float]) -> Span:
     hits = [(span, term) for term, span in zip(passage.terms, passage.term_spans, strict=True) if term in weights]
     best, best_span = -1.0, (0, 0)
     for i, ((start, _), _) in enumerate(hits):
-        inside = {term for (_, end), term in hits[i:] if end <= start + SNIPPET_CHARS}
-        value = sum(weights[term] for term in inside)
+        limit = start + SNIPPET_CHARS
+        near = takewhile(lambda hit: hit[0][0] < limit, islice(hits, i, None))  # noqa: B023 - used up at once
+        inside = [(end, term) for (_, end), term in near if end <= limit]
+        value = sum(weights[term] for term in {term for _, term in inside})
         if value > best:
-            last = max((end for (_, end), term in hits[i:] if end <= start + SNIPPET_CHARS), default=start)
-            best, best_span = value, (start, last)
+            best, best_span = value, (start, max((end for end, _ in inside), default=start))
     return _around(passage, best_span)
 
 
@@ -72,7 +74,8 @@ def _around(passage: Passage, core: Span) -> Span:
     if len(text) <= SNIPPET_CHARS:
         return 0, len(text)
     sentence = max((start for start, _ in passage.sentence_spans if start <= core[0]), default=0)
-    start = sentence if core[1] - sentence <= SNIPPET_CHARS else max(0, core[0] - SNIPPET_CHARS // 4)
+    spare = max(0, SNIPPET_CHARS - (core[1] - core[0]))
+    start = sentence if core[1] - sentence <= SNIPPET_CHARS else max(0, core[0] - min(spare, SNIPPET_CHARS // 4))
     start = max(0, min(start, len(text) - SNIPPET_CHARS))
     if 0 < start < len(text) and start != sentence:
         blank = text.find(" ", start, core[0])  # not in the middle of a word
