@@ -5,9 +5,11 @@ Each command imports what it needs: Kiwi, torch and the web framework together t
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +42,13 @@ _MODES = ("hybrid", "dense", "lexical")
 def main() -> None:
     """The console script: an error of ours is one line on stderr and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still gets its answer
     try:
         app()
     except YeoulError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped. What was accepted waits in the inbox: run the command again to go on")
 
 
 @app.command()
@@ -73,6 +76,8 @@ def index(
                 f"{totals.articles:,} articles indexed as {totals.passages:,} passages, {totals.encoded:,} of them encoded; "
                 f"{totals.deleted:,} deleted, {totals.failed:,} failed"
             )
+    except KeyboardInterrupt:
+        _fail("stopped. What was accepted waits in the inbox: run the command again to go on")
     finally:
         database.close()
     if (totals is not None and totals.failed) or (report.refused and not report.read):
@@ -238,6 +243,7 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
     from indexers.worker import Worker
     from pipeline.assembly import Assembly
 
+    told = False
     while True:
         try:
             assembly = Assembly.open(settings, command="yeoul index", progress=sys.stderr.isatty())
@@ -246,14 +252,17 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
             if store.settled_up_to() >= last_seq:
                 _tell(f"indexed by the process that holds the folder ({error.holder})")
                 return None
-            threading.Event().wait(_LOOK_SECONDS)
+            if not told:
+                _tell(f"waiting for {error.holder}, which holds the folder; what was read is safe in the inbox")
+                told = True
+            time.sleep(_LOOK_SECONDS)
     try:
         connected = assembly.connect()
         connected.keep_up()
-        ingest = connected.ingest
         with _bar("indexing", "articles", total=store.queue_length()) as advance:
-            totals = Worker(assembly.store, ingest, on_progress=advance).drain()
-        ingest.sweep()
+            worker = Worker(assembly.store, connected.ingest, on_progress=advance)
+            totals = worker.drain()
+        worker.sweep()
         return totals
     finally:
         assembly.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,6 +12,7 @@ from pipeline import assembly
 from pipeline.errors import FolderInUse, ManifestMismatch, NotReady, YeoulError
 from pipeline.folder import holder_of
 from pipeline.index.collection import Collection
+from pipeline.index.manifest import Manifest
 from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage import manifests
@@ -46,8 +48,10 @@ def diagnose(settings: Settings) -> Iterator[Check]:
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     yield Check("versions", ok=True, found=f"Python {platform.python_version()}, {versions}")
     yield _check("state database", lambda: _database(settings))
-    yield _check("kiwi and encoder", lambda: _encoder(settings))
-    yield _check("manifest", lambda: _manifest(settings))
+    opened: list[Manifest] = []
+    yield _check("kiwi and encoder", lambda: _encoder(settings, opened))
+    if opened:
+        yield _check("manifest", lambda: _manifest(settings, opened[0]))
     yield _check("collection", lambda: _collection(settings))
 
 
@@ -68,9 +72,11 @@ def _database(settings: Settings) -> str:
         database.close()
 
 
-def _encoder(settings: Settings) -> str:
+def _encoder(settings: Settings, opened: list[Manifest]) -> str:
+    """Puts what an index made now would be built with into `opened`."""
     analyser = Analyser.open(settings.user_words)
     encoder = assembly.encoder_of(settings, analyser)
+    opened.append(assembly.running_manifest(settings, analyser, encoder))
     return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"
 
 
@@ -81,14 +87,12 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _manifest(settings: Settings) -> str:
-    """Whether an index made now would fit the one in use. Raises ManifestMismatch."""
+def _manifest(settings: Settings, running: Manifest) -> str:
+    """Raises ManifestMismatch where the index in use was made with other settings."""
     known = _active(settings)
     if known is None:
         return "no index yet"
-    analyser = Analyser.open(settings.user_words)
-    encoder = assembly.encoder_of(settings, analyser)
-    known.manifest.check(assembly.running_manifest(settings, analyser, encoder))
+    known.manifest.check(running)
     return f"{known.name} was made with the settings in force"
 
 
@@ -126,10 +130,8 @@ def _store_without_collection(settings: Settings) -> str:
     """Raises StoreUnavailable where a server does not answer."""
     if not settings.milvus_is_lite:
         name = f"{settings.milvus.collection}_1"
-        try:
+        with suppress(NotReady, ManifestMismatch):  # both are answers
             Collection.open(
                 uri=settings.milvus_uri, token=settings.milvus.token, name=name, dim=1, create=False
             ).close()
-        except (NotReady, ManifestMismatch):
-            pass  # it answers
     return f"none yet at {settings.milvus_uri}: yeoul index makes it"
