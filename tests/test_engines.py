@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.documents import Passage
+from indexers.worker import Worker
+from pipeline.assembly import Assembly
+from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import StoreUnavailable
 from pipeline.index.article_statistics import ArticleStatistics
@@ -25,8 +29,14 @@ from pipeline.index.fields import LexicalParameters
 from pipeline.index.filters import Filter
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine
+from pipeline.korean.morphemes import Analyser
+from pipeline.retrieval.query import SearchRequest
+from pipeline.retrieval.searcher import SearchResult
+from pipeline.settings import Settings
+from pipeline.storage.database import StateDatabase
 from tests import milvus_server
 from tests import small_corpus as corpus
+from tests.fakes import FakeEncoder
 from tests.small_corpus import DIM, WORDS, assert_same, expected, passages, question, scores, vectors
 
 PARAMETERS = LexicalParameters()
@@ -457,6 +467,49 @@ def test_a_stand_in_finds_what_is_not_loaded_yet_and_shows_no_stale_revision(she
             assert stand_in.passages(found.passage_ids).keys() == set(found.passage_ids)
         assert stand_in.passages([p.id for p in stale]) == {}
     assert_same(stand_in.search(question(["대출"])), expected(everything, question(["대출"]), PARAMETERS))
+
+
+@pytest.mark.parametrize("engine", ["resident", "milvus"])
+def test_a_search_during_loading_says_so_and_finds_what_is_found_afterwards(
+    engine: str, tmp_path: Path, analyser: Analyser
+) -> None:
+    settings_ = Settings.model_validate({"data_dir": tmp_path, "engine": engine, "indexers": {"grace_seconds": 0}})
+    database = StateDatabase.open(settings_.state_url)
+    with closing(Assembly(settings_, database, analyser, FakeEncoder(), None)) as assembly:
+        connected = assembly.connect()
+        worker = Worker(assembly.store, connected.ingest)
+
+        def publish(*articles: Article) -> None:
+            assembly.store.accept_many(articles, source="test")
+            worker.drain()
+            connected.ingest.sweep()
+
+        def search(text: str) -> SearchResult:
+            return connected.searcher.search(SearchRequest.checked(text))
+
+        def topped(text: str) -> list[str]:
+            return [hit.passage.id for hit in search(text).hits[:3]]
+
+        publish(
+            *(Article(id=f"글{n}", title=f"{word} 이야기", body=f"{word} 설명입니다.") for n, word in enumerate(WORDS))
+        )
+        during: list[list[str]] = []
+
+        def while_loading(_rows: int) -> None:
+            publish(Article(id="글0", title="대출 안내", body="전세 대출 한도를 새로 정했습니다."))
+            assert list(search("전세 대출").degraded) == [engine]
+            during.extend(topped(text) for text in ("전세 대출 한도", "환율"))
+
+        before = topped("환율")
+        connected.load(while_loading)
+        assert search("전세 대출").degraded == {}
+        after = [topped(text) for text in ("전세 대출 한도", "환율")]
+        assert after == during
+        assert [ids[0].split("#")[0] for ids in after] == ["글0", "글9"]
+        assert before[0] == after[1][0]
+        publish(Article(id="글0", title="대출 안내", body="한도를 다시 정했습니다."))
+        connected.follower.catch_up()
+        assert topped("대출 한도")[0] == f"글0#{connected.follower.seq}#0"
 
 
 # ---- the statistics of the milvus engine

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Collection as Bag
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipeline.documents import Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.article_statistics import ArticleStatistics
@@ -57,7 +59,7 @@ class MilvusEngine:
 
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if isinstance(self.words, ResidentEngine):
-            self.words.add(passages, vectors[:, :0])
+            self.words.add(passages, _without_vectors(passages))
         else:
             self.words.add(passages)
         with self._lock:
@@ -67,7 +69,7 @@ class MilvusEngine:
 
     def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if isinstance(self.words, ResidentEngine):
-            self.words.apply(article_id, revision, passages, vectors[:, :0])
+            self.words.apply(article_id, revision, passages, _without_vectors(passages))
         else:
             self.words.replace(article_id, passages if revision is not None else ())
         with self._lock:
@@ -111,6 +113,10 @@ class StandIn:
 
     def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
         self._engine.apply(article_id, revision, passages, vectors)
+
+
+def _without_vectors(passages: Sequence[Passage]) -> FloatArray:
+    return np.zeros((len(passages), 0), dtype=np.float32)
 
 
 def _resident(words: ArticleStatistics | ResidentEngine) -> ResidentEngine | None:

@@ -8,7 +8,8 @@ decimal kept. What is proposed is Milvus's choice:
 * lexical leg: Milvus's own BM25 over the terms of the *text*; its order differs from ours (statistics of a segment on Milvus
   Lite; no weights, titles or bigrams), hence the surplus. `lexical_best` is the maximum over all that was fetched:
   exact wherever fewer passages match than are asked for or the best one is proposed by either leg. A passage that only
-  its title or its bigrams would find is proposed by the dense leg or not at all.
+  its title or its bigrams would find is proposed by the dense leg or not at all; equal texts beyond the surplus are cut
+  as Milvus has them.
 * lexical leg of a server without sparse vectors: the exact one of a resident engine, which has no vectors.
 
 Knows neither where term statistics come from nor who decides which revision is visible.
@@ -24,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.documents import Passage, passage_id
+from pipeline.documents import Passage, passage_id, passage_parts
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import Unavailable
 from pipeline.index.collection import Collection
@@ -164,7 +165,7 @@ class MilvusSearch:
 
     def _shown(self, ids: Sequence[str]) -> NDArray[np.bool_]:
         """bool (len(ids),): which of these passages belong to the visible revision of their article."""
-        parts = [_article_and_revision(i) for i in ids]
+        parts = [passage_parts(i)[:2] for i in ids]
         visible = self._visible({article_id for article_id, _ in parts})
         return np.array([a in visible and visible[a][0] == revision for a, revision in parts], dtype=bool)
 
@@ -174,7 +175,7 @@ class MilvusSearch:
         Of an article that is then left without any, because it was replaced after Milvus looked, every visible passage:
         it must not blink out. They are scored and filtered like all others.
         """
-        parts = [(i, *_article_and_revision(i)) for i in ids]
+        parts = [(i, *passage_parts(i)[:2]) for i in ids]
         visible = self._visible({article_id for _, article_id, _ in parts})
         shown = {i: a for i, a, revision in parts if a in visible and visible[a][0] == revision}
         replaced = dict.fromkeys(a for _, a, _ in parts if a in visible)
@@ -185,11 +186,6 @@ class MilvusSearch:
 
 def _first_request(query: EngineQuery) -> int:
     return min(query.candidates + query.candidates // 2 + _SURPLUS, _MOST_ASKED)
-
-
-def _article_and_revision(id_: str) -> tuple[str, int]:
-    article_id, revision, _ = id_.rsplit("#", 2)
-    return article_id, int(revision)
 
 
 def _passes(passage: Passage, conditions: Filter) -> bool:
