@@ -99,6 +99,7 @@ class Explanation(_Shape):
     dense_normalised: float | None
     lexical_normalised: float | None
     alpha: float
+    lexical_evidence: float
     boosts: dict[str, float]
     matched_terms: list[str]
 

@@ -235,6 +235,7 @@ def fusion_parameters(settings: Settings, manifest: Manifest) -> FusionParameter
         alpha=manifest.alpha if chosen.alpha is None else chosen.alpha,
         rrf_k=chosen.rrf_k,
         candidates=chosen.candidates,
+        adaptive=chosen.adaptive,
     )
 
 

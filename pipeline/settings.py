@@ -77,6 +77,9 @@ class FusionSettings(_Section):
     alpha: float | None = Field(
         None, ge=0, le=1, description="weight of the dense leg; empty: the weight measured for the encoder (manifest)"
     )
+    adaptive: bool = Field(
+        True, description="more weight to the dense leg where the query's words hardly occur (tm2c2)"
+    )
     rrf_k: int = Field(60, ge=1, le=1000, description="constant of reciprocal rank fusion")
     candidates: int = Field(200, ge=200, le=10_000, description="passages that each leg proposes")
 

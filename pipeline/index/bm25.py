@@ -85,6 +85,10 @@ class Formula:
         """float64 (terms,): weight times idf, times (k1 + 1) but for `lucene`."""
         return weights * idf * (1.0 if self.variant == "lucene" else self._parameters["k1"] + 1.0)
 
+    def most(self) -> float:
+        """What `part` tends to as a term is repeated; `l` has no limit there and is taken at one occurrence's scale."""
+        return 1.0 + (self._parameters["delta"] / (self._parameters["k1"] + 1.0) if self.variant == "plus" else 0.0)
+
     def base(self, weights: Scores, idf: Scores) -> float:
         """What every document scores whether it holds the terms or not: 0 but for `plus`."""
         return float((weights * idf).sum() * self._parameters["delta"]) if self.variant == "plus" else 0.0

@@ -64,6 +64,11 @@ class PassageScorer:
     bigrams: DocumentScorer
     title: DocumentScorer
 
+    @property
+    def attainable(self) -> float:
+        """The lexical score of a text that says every morpheme and bigram of the query over and over, the title aside."""
+        return self.morphemes.attainable + self.bigrams.attainable * self.parameters.bigram_weight
+
     def scores(self, passages: Sequence[Passage]) -> Scores:
         """float64 (len(passages),): the lexical score of each, as `LexicalFields.scores` gives it for its rows."""
         morphemes, bigrams_, title = documents_of(passages)

@@ -139,11 +139,13 @@ class MilvusSearch:
         ids = [p.id for p in passages]
         dense = lexical = np.full(len(ids), np.nan)
         kept: set[int] = set()
+        attainable = 0.0
         if query.vector is not None:
             dense = inner_products(vectors, query.vector)
             kept.update(best_first(dense, ids)[: query.candidates])
         if query.terms is not None:
-            lexical = np.round(self._scoring.scorer(query.terms).scores(passages), LEXICAL_DECIMALS)
+            scorer = self._scoring.scorer(query.terms)
+            lexical, attainable = np.round(scorer.scores(passages), LEXICAL_DECIMALS), scorer.attainable
             kept.update([place for place in best_first(lexical, ids) if lexical[place] > 0][: query.candidates])
         places = sorted(kept)
         return Candidates(
@@ -153,6 +155,7 @@ class MilvusSearch:
             lexical=lexical[places],
             dense_best=float(dense.max()) if query.vector is not None and ids else 0.0,
             lexical_best=float(lexical.max()) if query.terms is not None and ids else 0.0,
+            lexical_attainable=attainable,
             failed=failed,
         )
 

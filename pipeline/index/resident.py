@@ -137,6 +137,7 @@ class ResidentEngine:
                 lexical=lexical[rows] if lexical is not None else nothing,
                 dense_best=float(exact.max()) if dense is not None and len(rows) else 0.0,
                 lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
+                lexical_attainable=self._lexical.scorer(query.terms).attainable if query.terms is not None else 0.0,
             )
 
     def _dense(self, query: EngineQuery) -> NDArray[np.float64] | None:

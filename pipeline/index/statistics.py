@@ -149,6 +149,14 @@ class DocumentScorer:
     average_length: float
     average_idf: float
 
+    @property
+    def attainable(self) -> float:
+        """What a document would come to that says every term of the query over and over; a term that no document holds
+        counts as the rarest. 0.0 for a query without terms."""
+        df = np.maximum(self.df, 1)
+        idf = np.maximum(self.formula.idf(df, max(self.documents, int(df.max(initial=1))), self.average_idf), 0.0)
+        return float(self.formula.factors(self.weights, idf).sum()) * self.formula.most()
+
     def scores(self, documents: Sequence[Sequence[str]]) -> Scores:
         """float64 (len(documents),): the score of each list of terms, as an index with these statistics gives it.
 

@@ -10,6 +10,7 @@ Knows nothing of encoders and stores.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,11 @@ class Analyser:
 
         Raises InvalidSetting for a dictionary that is missing or has a bad line.
         """
+        words, dictionary_hash = _user_words(user_words) if user_words else ([], "")
         kiwi = Kiwi(num_workers=workers or None)
-        return cls(kiwi, _add_user_words(kiwi, user_words) if user_words else "")
+        if user_words:
+            _add(kiwi, words, user_words)
+        return cls(kiwi, dictionary_hash)
 
     @property
     def fingerprint(self) -> str:
@@ -170,19 +174,46 @@ def _close(run: Sequence[str], start: int, end: int, place: int, found: list[Ter
         found.insert(place, Term(form, start, end))
 
 
-def _add_user_words(kiwi: Kiwi, path: Path) -> str:
+class _UserWord(NamedTuple):
+    line: int
+    word: str
+    tag: str
+    score: float
+
+
+def _user_words(path: Path) -> tuple[list[_UserWord], str]:
+    """The words of a dictionary and the hash of its content."""
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting("user_words", str(path), f"a readable UTF-8 file ({error})") from error
+    words = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        word, tag, score = ([*line.rstrip("\n").split("\t"), "", ""])[:3]
         try:
-            kiwi.add_user_word(word.strip(), tag.strip() or "NNP", float(score) if score.strip() else 0.0)
+            words.append(_user_word(number, *(part.strip() for part in line.rstrip().split("\t"))))
+        except (TypeError, ValueError) as error:  # TypeError: too many columns
+            raise _bad_line(path, number, error) from error
+    return words, hashlib.sha256(content).hexdigest()[:12]
+
+
+def _user_word(number: int, word: str, tag: str = "", score: str = "") -> _UserWord:
+    value = float(score or 0)
+    if not word or not math.isfinite(value):
+        raise ValueError("no word" if not word else "the score is no finite number")
+    return _UserWord(number, word, tag or "NNP", value)
+
+
+def _add(kiwi: Kiwi, words: Iterable[_UserWord], path: Path) -> None:
+    for number, word, tag, score in words:
+        try:
+            kiwi.add_user_word(word, tag, score)
         except ValueError as error:
-            rule = f"lines of word, tag, score separated by tabs; line {number} is {line!r} ({error})"
-            raise InvalidSetting("user_words", str(path), rule) from error
-    return hashlib.sha256(content).hexdigest()[:12]
+            raise _bad_line(path, number, error) from error
+
+
+def _bad_line(path: Path, number: int, error: Exception) -> InvalidSetting:
+    rule = f"lines of word, tag and score with tabs between; line {number} is not ({error})"
+    return InvalidSetting("user_words", str(path), rule)

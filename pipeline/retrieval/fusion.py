@@ -15,6 +15,11 @@ normalised, and so in what a score means.
 
 Only `tm2c2` (and `dpr`) give a score that does not depend on which other candidates were fetched: its minima are the
 theoretical ones and its maxima are exact. Higher is better everywhere.
+
+`alpha` adapts to the evidence of the words: the best passage's BM25 as a share of what the query could attain. A query
+whose words hardly occur (a paraphrase) has a best BM25 that says nothing, and dividing by it would make noise a 1. At a share of .2 and
+above `alpha` is the one that was asked for, at .1 and below it is 1, in between it moves evenly. Measured in
+README, "Decisions".
 """
 
 from __future__ import annotations
@@ -39,14 +44,21 @@ _MEASURED_ALPHA = {"kiwi-static": 0.2}  # by the first part of the encoder's id;
 _UNMEASURED_ALPHA = 0.4  # of an encoder nobody measured yet: below the weight where a weak encoder does harm
 
 
+_NO_EVIDENCE, _ENOUGH_EVIDENCE = 0.1, 0.2  # shares of the attainable BM25; measured on the tuning halves alone
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """Columns aligned with the candidates; a leg that is off has NaN and weighs nothing: `alpha` is then 0 or 1."""
+    """Columns aligned with the candidates; a leg that is off has NaN and weighs nothing: `alpha` is then 0 or 1.
+
+    `alpha` is the weight in force for this query, `evidence` (0..1) what it was adapted to.
+    """
 
     score: Column
     dense: Column
     lexical: Column
     alpha: float
+    evidence: float
 
 
 def default_alpha(encoder_id: str) -> float:
@@ -54,26 +66,41 @@ def default_alpha(encoder_id: str) -> float:
     return _MEASURED_ALPHA.get(encoder_id.split(":", maxsplit=1)[0], _UNMEASURED_ALPHA)
 
 
-def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 60) -> Fused:
-    """Normalises both legs by `method` and adds them up.
+def evidence(candidates: Candidates) -> float:
+    """The best lexical score as a share of what the query could attain, 0..1; 1 where that is not known."""
+    attainable = candidates.lexical_attainable
+    return min(1.0, candidates.lexical_best / attainable) if attainable > 0 else 1.0
+
+
+def adapted(alpha: float, share: float) -> float:
+    """`alpha` where the words say enough (`share` of `evidence`), 1 where they say nothing, evenly in between."""
+    trust = (share - _NO_EVIDENCE) / (_ENOUGH_EVIDENCE - _NO_EVIDENCE)
+    return 1.0 + (alpha - 1.0) * min(1.0, max(0.0, trust))
+
+
+def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 60, adaptive: bool = True) -> Fused:
+    """Normalises both legs by `method` and adds them up; `adaptive` lets `alpha` follow the evidence (tm2c2 alone).
 
     Raises InvalidSetting for an unknown method. A leg whose scores are NaN is off: the other one has all the weight.
     """
     if method not in _NORMALISERS:
         raise InvalidSetting("fusion.method", method, f"one of {', '.join(METHODS)}")
     normalise = _NORMALISERS[method]
+    share = evidence(candidates)
     dense_off, lexical_off = _off(candidates.dense), _off(candidates.lexical)
     dense, lexical = normalise(candidates, rrf_k)
     if dense_off or lexical_off:
         alpha = 0.0 if dense_off else 1.0
     elif method == "rrf":
         alpha = 0.5
+    elif method == "tm2c2" and adaptive:
+        alpha = adapted(alpha, share)
     score = np.zeros(len(dense))
     if not dense_off:
         score += alpha * dense
     if not lexical_off:
         score += (1.0 - alpha) * lexical
-    return Fused(score=np.round(score, SCORE_DECIMALS), dense=dense, lexical=lexical, alpha=alpha)
+    return Fused(score=np.round(score, SCORE_DECIMALS), dense=dense, lexical=lexical, alpha=alpha, evidence=share)
 
 
 def _off(column: Column) -> bool:

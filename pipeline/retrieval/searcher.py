@@ -36,11 +36,12 @@ class FusionParameters:
     alpha: float = 0.2
     rrf_k: int = 60
     candidates: int = 200
+    adaptive: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """An article in a result. `alpha` is the weight of the dense leg in this answer; `boosts` are factors by name."""
+    """An article in a result. `alpha` is the weight of the dense leg in this answer, `evidence` what it was adapted to; `boosts` are factors by name."""
 
     article_id: str
     passage: Passage
@@ -49,6 +50,7 @@ class Hit:
     snippet: str
     matched_terms: tuple[str, ...]
     alpha: float
+    evidence: float
     boosts: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -186,7 +188,8 @@ class Searcher:
         return found, failed | dict(found.failed)
 
     def fused(self, candidates: Candidates) -> Fused:
-        return fuse(candidates, method=self._fusion.method, alpha=self._fusion.alpha, rrf_k=self._fusion.rrf_k)
+        chosen = self._fusion
+        return fuse(candidates, method=chosen.method, alpha=chosen.alpha, rrf_k=chosen.rrf_k, adaptive=chosen.adaptive)
 
     def with_fusion(self, **changes: object) -> Searcher:
         """The same searcher with other fusion parameters, for comparing them."""
@@ -218,6 +221,7 @@ class Searcher:
                 snippet=snippet(passages[article.best.passage_id], weights, likely=likely.get(article.best.passage_id)),
                 matched_terms=tuple(matched[article.best.passage_id]),
                 alpha=fused.alpha,
+                evidence=fused.evidence,
             )
             for article in shown
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.retrieval.searcher import Hit, SearchResult
 
-_SHOWN_DECIMALS = 6  # of scores: what differs less is a tie
+_PART_DECIMALS = 9  # of the parts of a score: they add up to it at its own six
 _MILLISECOND_DECIMALS = 2
 
 
@@ -51,7 +51,8 @@ def _item(hit: Hit, *, explain: bool) -> dict[str, Any]:
             "lexical": _rounded(hit.scored.lexical),
             "dense_normalised": _rounded(hit.scored.dense_normalised),
             "lexical_normalised": _rounded(hit.scored.lexical_normalised),
-            "alpha": hit.alpha,
+            "alpha": _rounded(hit.alpha),
+            "lexical_evidence": _rounded(hit.evidence),
             "boosts": dict(hit.boosts),
             "matched_terms": list(hit.matched_terms),
         }
@@ -59,4 +60,4 @@ def _item(hit: Hit, *, explain: bool) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return round(value, _SHOWN_DECIMALS) if value is not None else None
+    return round(value, _PART_DECIMALS) if value is not None else None

@@ -7,6 +7,7 @@ No encoding and no collection call belongs inside a transaction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceEr
 from pipeline.errors import InvalidSetting, StoreUnavailable
 
 _BUSY_TIMEOUT_S = 30.0  # a bulk acceptance holds the write lock for well under a second
+_PASSWORD = re.compile(r":[^:/]*@")
 _EXAMPLE_URL = "sqlite:///state.db"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"  # the newest migration: compared at start, so that a database up to date never imports Alembic
@@ -156,7 +158,8 @@ class StateDatabase:
             database = cls(engine)
             database._migrate()
         except (ArgumentError, ModuleNotFoundError) as error:
-            raise InvalidSetting("database_url", url, f"an SQLAlchemy URL such as {_EXAMPLE_URL} ({error})") from error
+            hidden = _PASSWORD.sub(":***@", url)
+            raise InvalidSetting("database_url", hidden, f"an SQLAlchemy URL such as {_EXAMPLE_URL}") from error
         except (DBAPIError, OSError) as error:
             raise _unavailable(make_url(url), error) from error
         return database
@@ -208,11 +211,17 @@ class StateDatabase:
         # Alembic takes a third of a second to import: only a database that is behind pays for it.
         from alembic import command  # noqa: PLC0415
         from alembic.config import Config  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
 
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["engine"] = self.engine
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            address = self.engine.url.render_as_string(hide_password=True)
+            why = f"a newer Yeoul made it ({error})"
+            raise StoreUnavailable("state database", address, why, "update Yeoul, or set another data_dir") from error
 
 
 def _unavailable(url: URL, error: Exception) -> StoreUnavailable:
