@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -22,7 +22,8 @@ from api.errors import KeyRequired, NotAllowed
 from pipeline.settings import ApiSettings
 
 _bearer = HTTPBearer(auto_error=False, description="a key of the setting api.keys")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+KEY_OPTIONAL: dict[str, Any] = {"security": [{}, {"HTTPBearer": []}]}  # the OpenAPI entry of a call for readers
 _FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _LOCAL_NAME = "localhost"
 _HEADERS = [
@@ -79,23 +80,25 @@ class Access:
         return found
 
 
-def key_of(credentials: HTTPAuthorizationCredentials | None) -> str | None:
-    return credentials.credentials if credentials is not None else None
-
-
 def access_of(request: Request) -> Access:
     access: Access = request.app.state.access
     return access
 
 
-async def reader(request: Request, credentials: Credentials) -> None:
+async def key_of(request: Request) -> str | None:
+    """The key that `request` carries."""
+    credentials = await _bearer(request)
+    return credentials.credentials if credentials is not None else None
+
+
+async def reader(request: Request) -> None:
     """Lets through who may search."""
-    access_of(request).check_read(key_of(credentials))
+    access_of(request).check_read(await key_of(request))
 
 
-async def writer(request: Request, credentials: Credentials) -> None:
+async def writer(request: Request, credentials: _Credentials) -> None:
     """Lets through who may write."""
-    access_of(request).check_write(key_of(credentials), request)
+    access_of(request).check_write(credentials.credentials if credentials is not None else None, request)
 
 
 def _digest(key: str) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.korean.morphemes import Analyser
 from tests import milvus_server
+
+if TYPE_CHECKING:
+    from tests.api_server import ApiServer
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,16 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri, process = milvus_server.start(tmp_path_factory.mktemp("milvus"))
     yield uri
     milvus_server.stop(process)
+
+
+@pytest.fixture(scope="session")
+def api_server(
+    tmp_path_factory: pytest.TempPathFactory, analyser: Analyser, encoder: KiwiStaticEncoder
+) -> Iterator[ApiServer]:
+    """A whole service over HTTP with `api_server.ARTICLES` in it. Tests add articles with ids and words of their own."""
+    from tests import api_server  # noqa: PLC0415 - the web framework and torch: only for tests that need them
+
+    settings = api_server.settings_in(tmp_path_factory.mktemp("api"))
+    with api_server.running(settings, analyser, encoder) as server:
+        server.publish(api_server.ARTICLES)
+        yield server

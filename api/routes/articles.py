@@ -17,7 +17,7 @@ from api.errors import IndexingFailed, Malformed, content_of, documented
 from api.requests import json_object, lines, parsed_object
 from api.responses import Json
 from api.schemas import AcceptedAnswer, ArticleAnswer, ArticleBody, body_of
-from api.security import Credentials, access_of, key_of, reader, writer
+from api.security import KEY_OPTIONAL, access_of, key_of, reader, writer
 from api.service import Running, Service
 from pipeline.documents import MAX_ID_CHARS, Article, checked_id
 from pipeline.errors import ArticleNotFound, InvalidArticle, TooLarge, YeoulError
@@ -74,13 +74,14 @@ async def put(service: Running, request: Request, article_id: ArticleId, wait: W
     "/v1/articles/{article_id:path}",
     response_model=ArticleAnswer,
     dependencies=[Depends(reader)],
+    openapi_extra=KEY_OPTIONAL,
     responses=documented(400, 401, 404, 422, 500, 503),
 )
-async def get(service: Running, request: Request, article_id: ArticleId, credentials: Credentials) -> Json:
+async def get(service: Running, request: Request, article_id: ArticleId) -> Json:
     """The article as it was accepted last, and where it stands. One that is not to be shown: only for who may write."""
     state = await run_in_threadpool(service.store.state, article_id)
     hidden = state.article is not None and not state.article.visible
-    if hidden and not access_of(request).may_write(key_of(credentials), request):
+    if hidden and not access_of(request).may_write(await key_of(request), request):
         raise ArticleNotFound(article_id)
     return Json(_described(state))
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from starlette.templating import Jinja2Templates
 
 from api.errors import status_of
-from api.security import Credentials, access_of, key_of
+from api.security import access_of, key_of
 from api.service import Running, Service
 from pipeline.errors import InvalidQuery, YeoulError
 from pipeline.index.filters import Filter
@@ -78,14 +78,14 @@ class ShownHit:
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page(service: Running, request: Request, credentials: Credentials) -> Response:
+async def page(service: Running, request: Request) -> Response:
     """The page, with results where `q` is given."""
     form = {name: request.query_params.get(name, "") for name in ("q", "mode", "category", "cursor")}
     context: dict[str, Any] = {"form": form, "modes": _MODE_NAMES, "max_chars": MAX_QUERY_CHARS}
     status = 200
     if "q" in request.query_params:
         try:
-            access_of(request).check_read(key_of(credentials))
+            access_of(request).check_read(await key_of(request))
             context |= await _results(service, form)
         except YeoulError as error:
             status = status_of(error)

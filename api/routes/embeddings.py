@@ -13,7 +13,7 @@ from api.errors import documented, invalid_field
 from api.requests import json_object
 from api.responses import Json
 from api.schemas import MAX_TEXT_CHARS, EmbeddingsAnswer, EmbeddingsRequest, body_of
-from api.security import reader
+from api.security import KEY_OPTIONAL, reader
 from api.service import Running
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.errors import InvalidQuery, TooLarge
@@ -25,7 +25,7 @@ router = APIRouter(tags=["embeddings"])
     "/v1/embeddings",
     response_model=EmbeddingsAnswer,
     dependencies=[Depends(reader)],
-    openapi_extra=body_of(EmbeddingsRequest),
+    openapi_extra=body_of(EmbeddingsRequest) | KEY_OPTIONAL,
     responses=documented(400, 401, 413, 422, 500, 503),
 )
 async def embeddings(service: Running, request: Request) -> Json:

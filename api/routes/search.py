@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from api.errors import documented
 from api.responses import Json
 from api.schemas import MAX_SEQ, Filtering, SearchAnswer
-from api.security import reader
+from api.security import KEY_OPTIONAL, reader
 from api.service import Running
 from pipeline.documents import parsed_time
 from pipeline.errors import InvalidQuery
@@ -27,6 +27,7 @@ Moment = Annotated[str | None, Query(json_schema_extra={"format": "date-time"})]
     "/v1/search",
     response_model=SearchAnswer,
     dependencies=[Depends(reader)],
+    openapi_extra=KEY_OPTIONAL,
     responses=documented(401, 422, 500, 503),
 )
 async def search(

@@ -1,0 +1,104 @@
+"""Waiting for a change: until it is applied, until it fails, and no longer than the limit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from indexers.worker import Worker
+from pipeline.assembly import Assembly
+from pipeline.encoding.encoder import Encoder
+from pipeline.korean.morphemes import Analyser
+from pipeline.settings import Settings
+from pipeline.storage import leases
+from tests.api_server import KEY, assembly_of, settings_in
+
+ARTICLE = {"title": "물떼새", "body": "물떼새가 알을 품는다"}
+
+
+@pytest.fixture
+def assembly(tmp_path: Path, analyser: Analyser, encoder: Encoder) -> Iterator[Assembly]:
+    opened = assembly_of(settings_in(tmp_path), analyser, encoder)
+    opened.connect()
+    yield opened
+    opened.close()
+
+
+def _client(assembly: Assembly, wake: Callable[[], None], **api: float) -> TestClient:
+    settings: Settings = settings_in(assembly.settings.data_dir, api={"keys": [{"key": KEY}], **api})
+    app = create_app(settings, assembly=assembly, wake=wake)
+    return TestClient(app, headers={"Authorization": f"Bearer {KEY}"})
+
+
+def test_a_wait_without_a_worker_ends_at_the_limit_and_the_change_is_kept(assembly: Assembly) -> None:
+    with _client(assembly, lambda: None, wait_seconds=0.3) as client:
+        began = time.monotonic()
+        answer = client.put("/v1/articles/a?wait=true", json=ARTICLE)
+        assert 0.3 <= time.monotonic() - began < 5
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert "retry-after" in answer.headers
+        assert client.get("/v1/articles/a").json()["status"] == "queued"
+        assert client.get("/v1/search", params={"q": "x", "min_seq": 1}).status_code == 503
+
+
+def test_a_change_that_fails_answers_its_error_to_who_waits(assembly: Assembly) -> None:
+    def fail() -> None:
+        lease = leases.acquire(assembly.database, "worker", "a test", 60)
+        assert lease is not None
+        for change in assembly.store.queued(10):
+            assembly.store.fail(change, "no words for it", lease)
+        leases.release(assembly.database, lease)
+
+    with _client(assembly, fail) as client:
+        answer = client.put("/v1/articles/a?wait=true", json=ARTICLE)
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "indexing_failed"
+        assert "no words for it" in answer.json()["error"]["message"]
+        state = client.get("/v1/articles/a").json()
+        assert (state["status"], state["error"]) == ("failed", "no words for it")
+
+
+def test_commits_of_another_process_are_seen_by_polling(assembly: Assembly) -> None:
+    worker = Worker(assembly.store, assembly.connected.ingest)  # nobody notifies the app of its commits
+    with _client(assembly, lambda: threading.Thread(target=worker.drain).start()) as client:
+        assert client.put("/v1/articles/a?wait=true", json=ARTICLE).status_code == 200
+        found = client.get("/v1/search", params={"q": "물떼새"}).json()["items"]
+        assert [item["article_id"] for item in found] == ["a"]
+
+
+def test_many_wait_at_once_for_changes_in_any_order(assembly: Assembly) -> None:
+    worker = Worker(assembly.store, assembly.connected.ingest)
+    with _client(assembly, lambda: None) as client:
+        answers: list[tuple[int, list[str]]] = []
+        seqs = [client.put(f"/v1/articles/a{n}", json=ARTICLE | {"body": f"본문{n}"}).json()["seq"] for n in range(8)]
+
+        def search(seq: int) -> None:
+            answer = client.get("/v1/search", params={"q": "물떼새", "min_seq": seq, "limit": 100})
+            answers.append((answer.status_code, [item["article_id"] for item in answer.json().get("items", [])]))
+
+        threads = [threading.Thread(target=search, args=(seq,)) for seq in reversed(seqs)]
+        for thread in threads:
+            thread.start()
+        worker.drain()
+        for thread in threads:
+            thread.join()
+    assert len(answers) == 8
+    assert {status for status, _ in answers} == {200}
+    assert {len(found) for _, found in answers} == {8}
+
+
+def test_a_superseded_change_counts_as_applied(assembly: Assembly) -> None:
+    worker = Worker(assembly.store, assembly.connected.ingest)
+    with _client(assembly, lambda: None) as client:
+        first = client.put("/v1/articles/a", json=ARTICLE).json()["seq"]
+        client.put("/v1/articles/a", json=ARTICLE | {"title": "새 제목"})
+        worker.drain()
+        found = client.get("/v1/search", params={"q": "물떼새", "min_seq": first}).json()["items"]
+    assert [item["title"] for item in found] == ["새 제목"]
