@@ -1,0 +1,259 @@
+"""The write path on a real collection: what is encoded, what becomes visible, what stays and what is swept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.documents import Article
+from pipeline.encoding.encoder import Encoder
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.errors import EncoderFailed
+from pipeline.ingest import ChunkingParameters, Ingest, Passages, Written
+from pipeline.korean.morphemes import Analyser
+from pipeline.storage import leases
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
+from tests.fakes import FakeEncoder, InterruptibleCollection
+
+_DIM = 32
+_ONE_PARAGRAPH = 16  # tokens of FakeEncoder (words): two paragraphs do not fit
+_GRACE = 60.0  # seconds: not over during a test
+_PARAGRAPHS = [
+    "전세 대출의 금리는 은행마다 다르므로 여러 곳을 비교하는 편이 좋습니다.",
+    "연말정산에서 월세 세액공제를 받으려면 무주택 세대주여야 합니다.",
+    "보이스피싱을 당했다면 곧바로 112에 전화하여 지급정지를 요청하십시오.",
+    "적립식 펀드는 매달 같은 금액을 넣어 평균 매입 단가를 낮추는 방법입니다.",
+    "청약 통장은 가입 기간이 길수록 가점에 유리하게 작용합니다.",
+]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The write path with everything that a test looks at."""
+
+    store: ArticleStore
+    collection: InterruptibleCollection
+    encoder: FakeEncoder
+    analyser: Analyser
+
+    def ingest(self, encoder: Encoder | None = None, *, grace: float = 0.0, max_tokens: int = _ONE_PARAGRAPH) -> Ingest:
+        encoder = encoder or self.encoder
+        return Ingest(
+            passages=Passages(self.analyser, encoder, ChunkingParameters(max_tokens, overlap_sentences=0)),
+            encoder=encoder,
+            collection=self.collection,
+            store=self.store,
+            grace_seconds=grace,
+        )
+
+    def publish(self, *articles: Article, ingest: Ingest | None = None) -> Written:
+        self.store.accept_many(articles, source="test")
+        return self.drain(ingest)
+
+    def delete(self, article_id: str) -> Written:
+        self.store.accept_delete(article_id)
+        return self.drain()
+
+    def drain(self, ingest: Ingest | None = None) -> Written:
+        batch = self.store.queued(100)
+        lease = leases.acquire(self.store.database, "worker", "test", 60)
+        assert lease is not None
+        ingest = ingest or self.ingest()
+        return ingest.write(batch, ingest.analyse(batch), lease)
+
+    def rows(self) -> Counter[tuple[str, int]]:
+        """Rows of the collection by article and revision."""
+        return Counter((article_id, revision) for _, article_id, revision in self.collection.iterate_ids())
+
+    def shown(self, article_id: str) -> list[str]:
+        """The texts of the visible passages, in order; what a reader gets who trusts the registry."""
+        visible = self.store.visible_passages([article_id]).get(article_id)
+        if visible is None:
+            return []
+        revision, count = visible
+        passages = self.collection.get([f"{article_id}#{revision}#{n}" for n in range(count)])
+        assert len(passages) == count
+        return [p.text for p in passages]
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ingest") / "milvus.db"
+
+
+@pytest.fixture(scope="module")
+def collection(lite: Path) -> Iterator[InterruptibleCollection]:
+    """One for all tests: making it takes a second, emptying it does not."""
+    opened = InterruptibleCollection.open(uri=str(lite), name="passages", dim=_DIM)
+    assert isinstance(opened, InterruptibleCollection)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def stage(collection: InterruptibleCollection, tmp_path: Path, analyser: Analyser) -> Iterator[Stage]:
+    """An empty registry and an empty collection."""
+    database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
+    collection.delete([passage_id for passage_id, _, _ in collection.iterate_ids()])
+    yield Stage(ArticleStore(database), collection, FakeEncoder(_DIM), analyser)
+    database.close()
+
+
+def article(article_id: str = "가", paragraphs: list[str] = _PARAGRAPHS, title: str = "알아두면 좋은 것") -> Article:
+    return Article(id=article_id, title=title, body="\n\n".join(paragraphs), category="금융")
+
+
+def test_a_published_article_is_visible_whole_and_every_passage_is_encoded(stage: Stage) -> None:
+    written = stage.publish(article("가"), article("나", _PARAGRAPHS[:2]))
+    assert (written.articles, written.deleted) == (2, 0)
+    assert written.encoded == written.passages == len(stage.encoder.encoded) == sum(stage.rows().values())
+    assert len(stage.shown("가")) > len(stage.shown("나")) > 1
+    for paragraph in _PARAGRAPHS:
+        assert any(paragraph in text for text in stage.shown("가"))
+    assert stage.store.state("가").passages == len(stage.shown("가"))
+
+
+def test_of_an_article_with_one_changed_paragraph_only_its_passages_are_encoded(stage: Stage) -> None:
+    stage.publish(article())
+    before = stage.shown("가")
+    edited = [*_PARAGRAPHS]
+    edited[2] = "대포통장을 빌려주면 형사 처벌을 받을 수 있으니 조심하십시오."
+    stage.encoder.encoded.clear()
+    written = stage.publish(article(paragraphs=edited))
+    fresh = [text for text in stage.shown("가") if text not in before]
+    assert len(fresh) == written.encoded == len(stage.encoder.encoded)
+    assert 0 < written.encoded < written.passages
+    assert all(edited[2][:10] in text or edited[2][-10:] in text for text in fresh)
+
+
+def test_copied_vectors_are_the_vectors_that_encoding_would_give(stage: Stage) -> None:
+    stage.publish(article())
+    stage.publish(replace(article(), category="생활"))
+    revision, count = stage.store.visible_passages(["가"])["가"]
+    ids = [f"가#{revision}#{n}" for n in range(count)]
+    passages = stage.collection.get(ids)
+    expected = stage.encoder.encode_passages([f"{p.title}\n{p.text}" for p in passages])
+    vectors = stage.collection.get_vectors(ids)
+    np.testing.assert_allclose(np.array([vectors[i] for i in ids]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"category": "생활"}, {"tags": ("월세",)}, {"url": "https://example.com/2"}, {"quality": 0.5}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_change_of_a_field_that_no_encoder_reads_encodes_nothing(stage: Stage, change: dict[str, object]) -> None:
+    stage.publish(article())
+    written = stage.publish(replace(article(), **change))  # type: ignore[arg-type]
+    assert written.encoded == 0
+    assert written.passages > 0
+    revision, _ = stage.store.visible_passages(["가"])["가"]
+    (name, value), *_ = change.items()
+    assert getattr(stage.collection.get([f"가#{revision}#0"])[0], name) == value
+
+
+def test_another_title_encodes_every_passage_as_it_is_carried_in_front(stage: Stage) -> None:
+    stage.publish(article())
+    written = stage.publish(article(title="새 제목"))
+    assert written.encoded == written.passages
+
+
+def test_moved_paragraphs_keep_their_vectors(stage: Stage) -> None:
+    stage.publish(article())
+    assert stage.publish(article(paragraphs=_PARAGRAPHS[::-1])).encoded == 0
+
+
+def test_an_encoder_of_morphemes_copies_too(stage: Stage, lite: Path, encoder: KiwiStaticEncoder) -> None:
+    with_morphemes = InterruptibleCollection.open(uri=str(lite), name="morphemes", dim=encoder.dim)
+    assert isinstance(with_morphemes, InterruptibleCollection)
+    stage = replace(stage, collection=with_morphemes)
+    ingest = stage.ingest(encoder, max_tokens=40)
+    first = stage.publish(article(), ingest=ingest)
+    assert first.encoded == first.passages > 1
+    second = stage.publish(article(paragraphs=[*_PARAGRAPHS, "덧붙인 단락은 아주 짧습니다."]), ingest=ingest)
+    assert 0 < second.encoded < second.passages
+    with_morphemes.close()
+
+
+def test_old_rows_stay_until_the_grace_is_over_and_are_swept_after(stage: Stage) -> None:
+    stage.publish(article())
+    patient = stage.ingest(grace=_GRACE)
+    stage.publish(article(paragraphs=_PARAGRAPHS[:2]), ingest=patient)
+    assert {revision for _, revision in stage.rows()} == {1, 2}
+    assert patient.sweep() == 0
+    assert {revision for _, revision in stage.rows()} == {1, 2}
+    stage.delete("가")
+    assert {revision for _, revision in stage.rows()} == {1, 2}
+
+
+def test_a_sweep_leaves_exactly_the_visible_rows(stage: Stage) -> None:
+    ingest = stage.ingest()
+    names = [f"글{n}" for n in range(5)]
+    stage.publish(*(article(name, _PARAGRAPHS[:2]) for name in names), article('따옴표 " 와 \\'))
+    stage.publish(*(article(name, _PARAGRAPHS[2:3]) for name in names[:3]), article('따옴표 " 와 \\', _PARAGRAPHS[:1]))
+    stage.delete("글0")
+    assert ingest.sweep() == 4
+    assert ingest.sweep() == 0
+    _, _, visible = stage.store.visible()
+    expected = {(name, revision): len(stage.shown(name)) for name, revision in visible.items()}
+    assert stage.rows() == expected
+    assert "글0" not in visible
+
+
+def test_an_article_that_is_not_to_be_shown_has_no_rows_and_comes_back_when_it_is(stage: Stage) -> None:
+    stage.publish(article())
+    hidden = stage.publish(replace(article(), visible=False))
+    assert (hidden.articles, hidden.passages) == (1, 0)
+    assert stage.shown("가") == []
+    assert stage.store.state("가").status == "indexed"
+    assert stage.store.state("가").article == replace(article(), visible=False)
+    stage.ingest().sweep()
+    assert not stage.rows()
+    stage.publish(article())
+    assert len(stage.shown("가")) > 1
+
+
+def test_a_deleted_article_has_no_rows_after_the_sweep(stage: Stage) -> None:
+    stage.publish(article())
+    assert stage.delete("가").deleted == 1
+    assert stage.shown("가") == []
+    stage.ingest().sweep()
+    assert not stage.rows()
+
+
+@pytest.mark.parametrize("body", ["", " \n ", "<p></p>", "😀😀😀"], ids=["empty", "blank", "tags", "emoji"])
+def test_an_article_without_words_is_found_by_its_title(stage: Stage, body: str) -> None:
+    stage.publish(Article(id="가", title="금리 인하", body=body, format="html"))
+    revision, count = stage.store.visible_passages(["가"])["가"]
+    assert count == 1
+    assert "금리" in stage.collection.get([f"가#{revision}#0"])[0].title_terms
+
+
+def test_writing_the_same_batch_twice_gives_the_same_rows(stage: Stage) -> None:
+    """What a worker does that was killed between writing the rows and the commit."""
+    ingest = stage.ingest()
+    stage.store.accept(article())
+    batch = stage.store.queued(1)
+    passages = [p.passage for p in ingest.analyse(batch)[0]]
+    stage.collection.upsert(passages, stage.encoder.encode_passages([p.text for p in passages]))
+    assert stage.shown("가") == []  # not committed, so not visible
+    stage.drain(ingest)
+    assert stage.rows() == {("가", 1): len(passages)}
+    assert stage.shown("가") == [p.text for p in passages]
+
+
+def test_a_batch_that_cannot_be_encoded_changes_nothing(stage: Stage) -> None:
+    stage.publish(article())
+    before = stage.rows(), stage.shown("가")
+    stage.encoder.poison = "독"
+    stage.store.accept_many([article(paragraphs=["맑은 물"]), article("나", ["독이 든 사과"])], source="test")
+    with pytest.raises(EncoderFailed):
+        stage.drain()
+    assert (stage.rows(), stage.shown("가")) == before
+    assert stage.store.queue_length() == 2

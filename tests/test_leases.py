@@ -1,0 +1,84 @@
+"""One holder of a duty at a time, and no commit by one that lost it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.documents import Article
+from pipeline.storage import leases
+from pipeline.storage.articles import ArticleStore, Indexed
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.leases import Lease, LeaseLost
+
+_LONG = 60.0  # seconds: does not run out during a test
+_OVER = 0.0  # seconds: has run out at once
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[StateDatabase]:
+    opened = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
+    yield opened
+    opened.close()
+
+
+def acquired(database: StateDatabase, holder: str, seconds: float = _LONG) -> Lease:
+    lease = leases.acquire(database, "worker", holder, seconds)
+    assert lease is not None
+    return lease
+
+
+def test_of_many_that_ask_at_once_one_gets_the_lease(database: StateDatabase) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: leases.acquire(database, "worker", f"holder {n}", _LONG), range(8)))
+    assert sum(answer is not None for answer in answers) == 1
+
+
+def test_leases_of_other_names_are_free(database: StateDatabase) -> None:
+    acquired(database, "a")
+    assert leases.acquire(database, "scheduler", "b", _LONG) is not None
+
+
+def test_a_lease_that_ran_out_is_taken_over_with_a_higher_epoch(database: StateDatabase) -> None:
+    first = acquired(database, "a", _OVER)
+    second = acquired(database, "b")
+    assert second.epoch > first.epoch
+    with pytest.raises(LeaseLost, match="taken over"):
+        leases.renew(database, first, _LONG)
+
+
+def test_a_renewed_lease_outlives_its_first_time(database: StateDatabase) -> None:
+    lease = acquired(database, "a", 0.05)
+    leases.renew(database, lease, _LONG)
+    time.sleep(0.1)
+    assert leases.acquire(database, "worker", "b", _LONG) is None
+
+
+def test_a_released_lease_is_free_at_once_and_releasing_a_lost_one_harms_nobody(database: StateDatabase) -> None:
+    first = acquired(database, "a")
+    leases.release(database, first)
+    acquired(database, "b")
+    leases.release(database, first)
+    assert leases.acquire(database, "worker", "c", _LONG) is None
+
+
+def test_a_lost_lease_refuses_the_commit_and_nothing_of_it_is_visible(database: StateDatabase) -> None:
+    store = ArticleStore(database)
+    store.accept_many([Article(id=name, title="제목", body="본문") for name in ("가", "나")], source="test")
+    changes = store.queued(9)
+    lost = acquired(database, "a", _OVER)
+    held = acquired(database, "b")
+    with pytest.raises(LeaseLost):
+        store.commit([Indexed(change, 1) for change in changes], lost, grace_seconds=0)
+    with pytest.raises(LeaseLost):
+        store.fail(changes[0], "왜냐하면", lost)
+    assert store.visible() == (0, 0, {})
+    assert store.queued(9) == changes
+    assert store.counts() == {"queued": 2}
+    assert store.due_leftovers() == []
+    store.commit([Indexed(change, 1) for change in changes], held, grace_seconds=0)
+    assert store.visible()[2] == {"가": 1, "나": 2}
