@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.korean.morphemes import Analyser
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
 from tests import milvus_server
+from tests.fakes import FakeEncoder, InterruptibleCollection
+from tests.write_path import DIM, Stage
 
 if TYPE_CHECKING:
     from tests.api_server import ApiServer
@@ -49,3 +54,26 @@ def api_server(
     with api_server.running(settings, analyser, encoder) as server:
         server.publish(api_server.ARTICLES)
         yield server
+
+
+@pytest.fixture(scope="session")
+def collection_of_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, InterruptibleCollection]]:
+    """The address and the collection of `stage`, one for all tests: making it takes a second, emptying it does not."""
+    uri = str(tmp_path_factory.mktemp("stage") / "milvus.db")
+    opened = InterruptibleCollection.open(uri=uri, name="stage", dim=DIM)
+    assert isinstance(opened, InterruptibleCollection)
+    yield uri, opened
+    opened.close()
+
+
+@pytest.fixture
+def stage(
+    collection_of_stage: tuple[str, InterruptibleCollection], tmp_path: Path, analyser: Analyser
+) -> Iterator[Stage]:
+    """The write path over an empty registry and an empty collection."""
+    uri, collection = collection_of_stage
+    collection.away = False
+    collection.delete([passage_id for passage_id, _, _ in collection.iterate_ids()])
+    database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
+    yield Stage(ArticleStore(database), collection, FakeEncoder(DIM), analyser, uri)
+    database.close()

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.documents import Article
-from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import EncoderFailed
-from pipeline.ingest import ChunkingParameters, Ingest, Passages, Written
-from pipeline.korean.morphemes import Analyser
-from pipeline.storage import leases
-from pipeline.storage.articles import ArticleStore
-from pipeline.storage.database import StateDatabase
-from tests.fakes import FakeEncoder, InterruptibleCollection
+from tests.fakes import InterruptibleCollection
+from tests.write_path import Stage
 
-_DIM = 32
-_ONE_PARAGRAPH = 16  # tokens of FakeEncoder (words): two paragraphs do not fit
 _GRACE = 60.0  # seconds: not over during a test
 _PARAGRAPHS = [
     "전세 대출의 금리는 은행마다 다르므로 여러 곳을 비교하는 편이 좋습니다.",
@@ -31,78 +21,6 @@ _PARAGRAPHS = [
     "적립식 펀드는 매달 같은 금액을 넣어 평균 매입 단가를 낮추는 방법입니다.",
     "청약 통장은 가입 기간이 길수록 가점에 유리하게 작용합니다.",
 ]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The write path with everything that a test looks at."""
-
-    store: ArticleStore
-    collection: InterruptibleCollection
-    encoder: FakeEncoder
-    analyser: Analyser
-
-    def ingest(self, encoder: Encoder | None = None, *, grace: float = 0.0, max_tokens: int = _ONE_PARAGRAPH) -> Ingest:
-        encoder = encoder or self.encoder
-        return Ingest(
-            passages=Passages(self.analyser, encoder, ChunkingParameters(max_tokens, overlap_sentences=0)),
-            encoder=encoder,
-            collection=self.collection,
-            store=self.store,
-            grace_seconds=grace,
-        )
-
-    def publish(self, *articles: Article, ingest: Ingest | None = None) -> Written:
-        self.store.accept_many(articles, source="test")
-        return self.drain(ingest)
-
-    def delete(self, article_id: str) -> Written:
-        self.store.accept_delete(article_id)
-        return self.drain()
-
-    def drain(self, ingest: Ingest | None = None) -> Written:
-        batch = self.store.queued(100)
-        lease = leases.acquire(self.store.database, "worker", "test", 60)
-        assert lease is not None
-        ingest = ingest or self.ingest()
-        return ingest.write(batch, ingest.analyse(batch), lease)
-
-    def rows(self) -> Counter[tuple[str, int]]:
-        """Rows of the collection by article and revision."""
-        return Counter((article_id, revision) for _, article_id, revision in self.collection.iterate_ids())
-
-    def shown(self, article_id: str) -> list[str]:
-        """The texts of the visible passages, in order; what a reader gets who trusts the registry."""
-        visible = self.store.visible_passages([article_id]).get(article_id)
-        if visible is None:
-            return []
-        revision, count = visible
-        passages = self.collection.get([f"{article_id}#{revision}#{n}" for n in range(count)])
-        assert len(passages) == count
-        return [p.text for p in passages]
-
-
-@pytest.fixture(scope="module")
-def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ingest") / "milvus.db"
-
-
-@pytest.fixture(scope="module")
-def collection(lite: Path) -> Iterator[InterruptibleCollection]:
-    """One for all tests: making it takes a second, emptying it does not."""
-    opened = InterruptibleCollection.open(uri=str(lite), name="passages", dim=_DIM)
-    assert isinstance(opened, InterruptibleCollection)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def stage(collection: InterruptibleCollection, tmp_path: Path, analyser: Analyser) -> Iterator[Stage]:
-    """An empty registry and an empty collection."""
-    database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
-    collection.delete([passage_id for passage_id, _, _ in collection.iterate_ids()])
-    yield Stage(ArticleStore(database), collection, FakeEncoder(_DIM), analyser)
-    database.close()
 
 
 def article(article_id: str = "가", paragraphs: list[str] = _PARAGRAPHS, title: str = "알아두면 좋은 것") -> Article:
@@ -169,8 +87,8 @@ def test_moved_paragraphs_keep_their_vectors(stage: Stage) -> None:
     assert stage.publish(article(paragraphs=_PARAGRAPHS[::-1])).encoded == 0
 
 
-def test_an_encoder_of_morphemes_copies_too(stage: Stage, lite: Path, encoder: KiwiStaticEncoder) -> None:
-    with_morphemes = InterruptibleCollection.open(uri=str(lite), name="morphemes", dim=encoder.dim)
+def test_an_encoder_of_morphemes_copies_too(stage: Stage, encoder: KiwiStaticEncoder) -> None:
+    with_morphemes = InterruptibleCollection.open(uri=stage.uri, name="morphemes", dim=encoder.dim)
     assert isinstance(with_morphemes, InterruptibleCollection)
     stage = replace(stage, collection=with_morphemes)
     ingest = stage.ingest(encoder, max_tokens=40)

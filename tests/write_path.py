@@ -1,0 +1,67 @@
+"""The write path with its real stores and a fake encoder, put together by hand for the tests of ingest, worker and follower."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from pipeline.documents import Article
+from pipeline.encoding.encoder import Encoder
+from pipeline.ingest import ChunkingParameters, Ingest, Passages, Written
+from pipeline.korean.morphemes import Analyser
+from pipeline.storage import leases
+from pipeline.storage.articles import ArticleStore
+from tests.fakes import FakeEncoder, InterruptibleCollection
+
+DIM = 32
+_ONE_PARAGRAPH = 16  # tokens of FakeEncoder (words): two paragraphs of ten do not fit
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The write path with everything that a test looks at."""
+
+    store: ArticleStore
+    collection: InterruptibleCollection
+    encoder: FakeEncoder
+    analyser: Analyser
+    uri: str
+
+    def ingest(self, encoder: Encoder | None = None, *, grace: float = 0.0, max_tokens: int = _ONE_PARAGRAPH) -> Ingest:
+        encoder = encoder or self.encoder
+        return Ingest(
+            passages=Passages(self.analyser, encoder, ChunkingParameters(max_tokens, overlap_sentences=0)),
+            encoder=encoder,
+            collection=self.collection,
+            store=self.store,
+            grace_seconds=grace,
+        )
+
+    def publish(self, *articles: Article, ingest: Ingest | None = None) -> Written:
+        self.store.accept_many(articles, source="test")
+        return self.drain(ingest)
+
+    def delete(self, article_id: str) -> Written:
+        self.store.accept_delete(article_id)
+        return self.drain()
+
+    def drain(self, ingest: Ingest | None = None) -> Written:
+        batch = self.store.queued(100)
+        lease = leases.acquire(self.store.database, "worker", "test", 60)
+        assert lease is not None
+        ingest = ingest or self.ingest()
+        return ingest.write(batch, ingest.analyse(batch), lease)
+
+    def rows(self) -> Counter[tuple[str, int]]:
+        """Rows of the collection by article and revision."""
+        return Counter((article_id, revision) for _, article_id, revision in self.collection.iterate_ids())
+
+    def shown(self, article_id: str) -> list[str]:
+        """The texts of the visible passages, in order; what a reader gets who trusts the registry."""
+        visible = self.store.visible_passages([article_id]).get(article_id)
+        if visible is None:
+            return []
+        revision, count = visible
+        passages = self.collection.get([f"{article_id}#{revision}#{n}" for n in range(count)])
+        assert len(passages) == count
+        return [p.text for p in passages]
