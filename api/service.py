@@ -166,8 +166,12 @@ class Service:
         self.assembly.connect()
 
     def _load(self) -> None:
-        self.connected.load()
+        self.connected.load(self._check_stop)
         self._waiting.announce()
+
+    def _check_stop(self, _rows: int = 0) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
     def _follow(self) -> None:
         while not self._stop.is_set():
@@ -183,6 +187,8 @@ class Service:
         while not self._stop.is_set():
             try:
                 step()
+            except _Stopped:
+                return False
             except YeoulError as error:
                 self._trouble = error
                 log.warning("not ready, trying again in %.1f s: %s", delay, error)
@@ -211,6 +217,10 @@ class Service:
             return False
         follower.catch_up()  # what is settled stands in the log: at its end the change is applied
         return True
+
+
+class _Stopped(Exception):
+    """Ends a load that takes longer than anybody wants to wait for the process to end."""
 
 
 class _Waiting:

@@ -14,6 +14,7 @@ from api.app import create_app
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
+from pipeline.index.follower import Follower
 from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage import leases
@@ -102,3 +103,19 @@ def test_a_superseded_change_counts_as_applied(assembly: Assembly) -> None:
         worker.drain()
         found = client.get("/v1/search", params={"q": "물떼새", "min_seq": first}).json()["items"]
     assert [item["title"] for item in found] == ["새 제목"]
+
+
+def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = threading.Event()
+
+    def endless(_follower: Follower, on_progress: Callable[[int], None]) -> None:
+        while True:
+            on_progress(1)
+            loading.set()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Follower, "load", endless)
+    with _client(assembly, lambda: None):
+        assert loading.wait(5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5

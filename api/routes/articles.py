@@ -26,6 +26,7 @@ from pipeline.storage.articles import Accepted, ArticleState
 router = APIRouter(tags=["articles"])
 
 _BULK_ARTICLES = 200  # of one transaction: others get their turn in between
+_BULK_BYTES = 4_000_000  # likewise, and so much is held in memory
 _NDJSON = "application/x-ndjson"
 _PREFIX = "/v1/articles/"
 _ID_SCHEMA: dict[str, Any] = {"minLength": 1, "maxLength": MAX_ID_CHARS, "pattern": r"^[^#/\p{C}]+$"}
@@ -109,13 +110,14 @@ async def bulk(service: Running, request: Request) -> Response:
     """Publishes many articles: a line of NDJSON each; a bad line fails alone. The answer has a line for each."""
     answers = bytearray()
     held: list[Article | YeoulError] = []
-    number = 0
+    number = size = 0
     async for line in lines(request):
         held.append(_of_line(line))
-        if len(held) == _BULK_ARTICLES:
+        size += len(line) if isinstance(line, bytes) else 0
+        if len(held) == _BULK_ARTICLES or size > _BULK_BYTES:
             answers += await _taken(service, held, number)
             number += len(held)
-            held = []
+            held, size = [], 0
     answers += await _taken(service, held, number)
     return Response(bytes(answers), media_type=_NDJSON)
 
