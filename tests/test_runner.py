@@ -243,6 +243,13 @@ def test_the_sweep_holds_the_weight_in_force_and_both_ends(evaluation: Evaluatio
         assert sum(parts) / len(queries) == pytest.approx(found[alpha])
 
 
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_sweep_adapts_as_the_service_does(system: System, cache_dir: Path, adaptive: bool) -> None:
+    fusion = replace(system.fusion, alpha=0.1, adaptive=adaptive)
+    found = evaluate(_dataset(), replace(system, fusion=fusion), cache_dir=cache_dir)
+    assert sweep(found, list(QUERIES), [0.1], adaptive=adaptive)[0.1] == pytest.approx(found.modes["hybrid"]["ndcg@10"])
+
+
 def test_the_comparison_is_hybrid_against_the_better_leg(evaluation: Evaluation) -> None:
     means = {mode: evaluation.modes[mode]["ndcg@10"] for mode in MODES}
     assert evaluation.best_leg == max(LEGS, key=lambda name: means[name])

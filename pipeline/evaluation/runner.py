@@ -120,7 +120,8 @@ def run(
     if not swept:
         return found
     tune, gate = halves(list(dataset.queries))
-    return replace(found, sweeps={"tune": sweep(found, tune), "gate": sweep(found, gate)})
+    sweeps = {name: sweep(found, half, adaptive=fusion.adaptive) for name, half in (("tune", tune), ("gate", gate))}
+    return replace(found, sweeps=sweeps)
 
 
 def evaluate(
@@ -169,13 +170,12 @@ def leg(candidates: Candidates, name: str, *, limit: int) -> Candidates:
     scores: np.ndarray[Any, np.dtype[np.float64]] = getattr(candidates, name)
     best = [i for i in best_first(scores, candidates.passage_ids) if name == "dense" or scores[i] > 0][:limit]
     nothing = np.full(len(best), np.nan)
-    return Candidates(
+    return replace(
+        candidates,
         passage_ids=[candidates.passage_ids[i] for i in best],
         article_ids=[candidates.article_ids[i] for i in best],
         dense=scores[best] if name == "dense" else nothing,
         lexical=scores[best] if name == "lexical" else nothing,
-        dense_best=candidates.dense_best if name == "dense" else 0.0,
-        lexical_best=candidates.lexical_best if name == "lexical" else 0.0,
     )
 
 
@@ -184,13 +184,18 @@ def halves(ids: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(ids[::2]), list(ids[1::2])
 
 
-def sweep(evaluation: Evaluation, queries: Sequence[str], alphas: Sequence[float] = ALPHAS) -> dict[float, float]:
-    """Weight of the dense leg → mean nDCG@10 of `tm2c2` over `queries`, from the candidates kept: no search is made."""
+def sweep(
+    evaluation: Evaluation, queries: Sequence[str], alphas: Sequence[float] = ALPHAS, *, adaptive: bool = True
+) -> dict[float, float]:
+    """Weight of the dense leg → mean nDCG@10 of `tm2c2` over `queries`, from the candidates kept: no search is made.
+
+    `adaptive` lets the weight follow the evidence of each query's words, as the setting does.
+    """
     qrels = {query: evaluation.qrels[query] for query in queries}
     kept = {query: evaluation.candidates[query] for query in queries if query in evaluation.candidates}
     found = {}
     for alpha in alphas:
-        rankings = {q: _documents(c, fuse(c, method="tm2c2", alpha=alpha)) for q, c in kept.items()}
+        rankings = {q: _documents(c, fuse(c, method="tm2c2", alpha=alpha, adaptive=adaptive)) for q, c in kept.items()}
         found[alpha] = means(measured(qrels, rankings, [MAIN]))[MAIN]
     return found
 
