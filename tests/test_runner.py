@@ -245,9 +245,11 @@ def test_the_sweep_holds_the_weight_in_force_and_both_ends(evaluation: Evaluatio
 
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_the_sweep_adapts_as_the_service_does(system: System, cache_dir: Path, adaptive: bool) -> None:
-    fusion = replace(system.fusion, alpha=0.1, adaptive=adaptive)
+    fusion = replace(system.fusion, alpha=0.0, adaptive=adaptive)
     found = evaluate(_dataset(), replace(system, fusion=fusion), cache_dir=cache_dir)
-    assert sweep(found, list(QUERIES), [0.1], adaptive=adaptive)[0.1] == pytest.approx(found.modes["hybrid"]["ndcg@10"])
+    assert sweep(found, list(QUERIES), [0.0], adaptive=adaptive)[0.0] == pytest.approx(found.modes["hybrid"]["ndcg@10"])
+    other = sweep(found, ["q-sense"], [0.0], adaptive=not adaptive)[0.0]
+    assert other != pytest.approx(found.per_query["hybrid"]["ndcg@10"]["q-sense"])
 
 
 def test_the_comparison_is_hybrid_against_the_better_leg(evaluation: Evaluation) -> None:
