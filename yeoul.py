@@ -143,7 +143,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help="A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     pool: Annotated[
-        Path | None, typer.Option(help="More documents to search among: .jsonl(.gz) of _id, title, text.")
+        list[Path] | None, typer.Option(help="More documents to search among: .jsonl(.gz) of _id, title, text.")
     ] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Only so many queries, evenly drawn.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain Kiwi BM25 beside the modes.")] = False,
@@ -156,25 +156,24 @@ def evaluate(
 
     settings = configuration.load()
     analyser = Analyser.open(settings.user_words)
-    encoder = assembly.encoder_of(settings, analyser, progress=True)
-    manifest = assembly.running_manifest(settings, analyser, encoder)
+    encoder = assembly.encoder_of(settings, analyser, progress=sys.stderr.isatty())
     evaluation = runner.run(
         folder,
-        pool=pool,
+        pool=pool or (),
         queries=queries,
         plain=plain,
+        swept=sweep,
         analyser=analyser,
         encoder=encoder,
-        manifest=manifest,
-        passages=assembly.passages_of(settings, analyser, encoder),
+        chunking=assembly.chunking_parameters(settings),
         lexical=assembly.lexical_parameters(settings),
-        fusion=assembly.fusion_parameters(settings, manifest),
+        fusion=assembly.fusion_parameters(settings, assembly.running_manifest(settings, analyser, encoder)),
+        device=assembly.device_of(settings),
+        progress=sys.stderr.isatty(),
     )
     print(runner.table(evaluation))
-    if sweep:
-        print(runner.sweep_table(evaluation))
     if json_file is not None:
-        json_file.write_bytes(orjson.dumps(evaluation.to_mapping(), option=orjson.OPT_INDENT_2))
+        json_file.write_bytes(orjson.dumps(evaluation.to_json(), option=orjson.OPT_INDENT_2))
 
 
 @app.command()

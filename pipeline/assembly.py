@@ -218,9 +218,11 @@ def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False
 
 def passages_of(settings: Settings, analyser: Analyser, encoder: Encoder) -> Passages:
     """The maker of passages that the settings describe."""
-    return Passages(
-        analyser, encoder, ChunkingParameters(settings.chunking.max_tokens, settings.chunking.overlap_sentences)
-    )
+    return Passages(analyser, encoder, chunking_parameters(settings))
+
+
+def chunking_parameters(settings: Settings) -> ChunkingParameters:
+    return ChunkingParameters(settings.chunking.max_tokens, settings.chunking.overlap_sentences)
 
 
 def lexical_parameters(settings: Settings) -> LexicalParameters:

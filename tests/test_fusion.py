@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def _best_to_worst(fused: Fused) -> list[int]:
 @given(_PAIRS, _METHODS, _ALPHAS)
 def test_the_parts_add_up_to_the_score(pairs: list[tuple[float, float]], method: Method, alpha: float) -> None:
     fused = fuse(_candidates(pairs), method=method, alpha=alpha)
-    assert fused.alpha == (0.5 if method == "rrf" else alpha)
+    assert fused.alpha == pytest.approx(0.5 if method == "rrf" else alpha)
     expected = fused.alpha * fused.dense + (1 - fused.alpha) * fused.lexical
     np.testing.assert_allclose(fused.score, expected, rtol=0, atol=_EPSILON)
 
@@ -166,6 +167,22 @@ def test_a_score_does_not_depend_on_the_order_of_the_candidates(
     straight = fuse(_candidates(pairs), method=method, alpha=0.3)
     shuffled = fuse(_candidates([pairs[place] for place in order]), method=method, alpha=0.3)
     np.testing.assert_allclose(shuffled.score, straight.score[list(order)], rtol=0, atol=_EPSILON)
+
+
+@given(_PAIRS, _ALPHAS, st.floats(0.01, 1000))
+def test_the_weight_moves_to_the_dense_leg_where_the_words_say_little(
+    pairs: list[tuple[float, float]], alpha: float, attainable: float
+) -> None:
+    candidates = replace(_candidates(pairs), lexical_attainable=attainable)
+    fused = fuse(candidates, method="tm2c2", alpha=alpha)
+    share = min(1.0, candidates.lexical_best / attainable)
+    assert fused.evidence == pytest.approx(share)
+    assert fused.alpha == pytest.approx(np.interp(share, [0.15, 0.2], [max(0.9, alpha), alpha]))
+    np.testing.assert_allclose(
+        fused.score, fused.alpha * fused.dense + (1 - fused.alpha) * fused.lexical, rtol=0, atol=_EPSILON
+    )
+    assert all(0 <= score <= 1 for score in fused.score)
+    assert fuse(candidates, method="tm2c2", alpha=alpha, adaptive=False).alpha == alpha
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:

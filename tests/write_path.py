@@ -50,7 +50,10 @@ class Stage:
         lease = leases.acquire(self.store.database, "worker", "test", 60)
         assert lease is not None
         ingest = ingest or self.ingest()
-        return ingest.write(batch, ingest.analyse(batch), lease)
+        try:
+            return ingest.write(batch, ingest.analyse(batch), lease)
+        finally:
+            leases.release(self.store.database, lease)
 
     def rows(self) -> Counter[tuple[str, int]]:
         """Rows of the collection by article and revision."""
