@@ -1,0 +1,279 @@
+"""The follower: whatever happens, an engine that follows the log equals one that was loaded anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.documents import Article, Passage
+from pipeline.encoding.encoder import FloatArray
+from pipeline.errors import StoreUnavailable
+from pipeline.index import follower as module
+from pipeline.index.collection import Collection
+from pipeline.index.engine import EngineQuery
+from pipeline.index.fields import LexicalParameters, LexicalQuery
+from pipeline.index.follower import Follower
+from pipeline.index.resident import ResidentEngine
+from pipeline.korean.bigrams import bigrams
+from tests.write_path import DIM, Stage
+
+_BODIES = [
+    "전세 대출 금리가 내렸다.",
+    "연말정산과 월세 공제.\n\n보이스피싱 신고는 112로 한다.",
+    "펀드와 예금을 비교한다.",
+]
+_QUERIES = ["전세 금리", "월세 공제 신고", "예금"]
+_IDS = ["가", "나", "다", "라"]
+
+Shown = dict[str, tuple[Passage, list[float]]]
+
+
+class Recording(ResidentEngine):
+    """A real engine that keeps which revision it was given of each article, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(DIM, LexicalParameters())
+        self.applied: list[tuple[str, int | None]] = []
+
+    def apply(self, article_id: str, revision: int | None, passages: Any, vectors: FloatArray) -> None:
+        self.applied.append((article_id, revision))
+        super().apply(article_id, revision, passages, vectors)
+
+
+def engine() -> ResidentEngine:
+    return ResidentEngine(DIM, LexicalParameters())
+
+
+def fresh(stage: Stage) -> Follower:
+    follower = Follower(stage.store, stage.collection, engine())
+    follower.load()
+    return follower
+
+
+def contents(stage: Stage, follower: Follower) -> Shown:
+    """Everything that searching can show: for each passage itself and its scores for some queries."""
+    shown: Shown = {}
+    for text in _QUERIES:
+        terms = dict.fromkeys(text.split(), 1.0)
+        query = EngineQuery(
+            vector=stage.encoder.encode_queries([text])[0],
+            terms=LexicalQuery(terms=terms, bigrams=tuple(bigrams(text))),
+            candidates=1000,
+        )
+        found = follower._engine.search(query)
+        passages = follower._engine.passages(found.passage_ids)
+        for place, passage_id in enumerate(found.passage_ids):
+            _, scores = shown.setdefault(passage_id, (passages[passage_id], []))
+            scores += [float(found.dense[place]), float(found.lexical[place])]
+        assert len(found.passage_ids) == follower._engine.count
+    return shown
+
+
+def assert_equal(stage: Stage, follower: Follower) -> None:
+    expected, found = contents(stage, fresh(stage)), contents(stage, follower)
+    assert {i: passage for i, (passage, _) in found.items()} == {i: passage for i, (passage, _) in expected.items()}
+    for passage_id, (_, scores) in found.items():
+        np.testing.assert_allclose(scores, expected[passage_id][1], atol=1e-6)
+    visible = stage.store.visible()[2]
+    assert {(p.article_id, p.revision) for p, _ in found.values()} == set(visible.items())
+
+
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.sampled_from(_IDS), st.sampled_from(_BODIES)),
+        st.tuples(st.just("hide"), st.sampled_from(_IDS), st.just("")),
+        st.tuples(st.just("delete"), st.sampled_from(_IDS), st.just("")),
+        st.tuples(st.just("catch up"), st.just(""), st.just("")),
+        st.tuples(st.just("sweep"), st.just(""), st.just("")),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@given(before=_STEPS, after=_STEPS)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_following_the_log_equals_loading_anew(stage: Stage, before: list[Any], after: list[Any]) -> None:
+    for article_id in stage.store.visible()[2]:
+        stage.delete(article_id)  # of the example before
+    follower: Follower | None = None
+    for steps in (before, after):
+        for step, article_id, body in steps:
+            _do(stage, follower, step, article_id, body)
+        follower = follower or fresh(stage)
+    assert follower is not None
+    follower.catch_up()
+    assert_equal(stage, follower)
+    assert follower.seq == stage.store.settled_up_to()
+    assert follower.position == stage.store.visible()[0]
+
+
+def _do(stage: Stage, follower: Follower | None, step: str, article_id: str, body: str) -> None:
+    if step == "publish":
+        stage.publish(Article(id=article_id, title="제목", body=body))
+    elif step == "hide":
+        stage.publish(Article(id=article_id, title="제목", body=_BODIES[0], visible=False))
+    elif step == "delete" and article_id in stage.store.visible()[2]:
+        stage.delete(article_id)
+    elif step == "catch up" and follower is not None:
+        follower.catch_up()
+        assert_equal(stage, follower)
+    elif step == "sweep":
+        stage.ingest().sweep()
+
+
+def published(stage: Stage, article_id: str, body: str) -> int:
+    answer = stage.store.accept(Article(id=article_id, title="제목", body=body))
+    stage.drain()
+    return answer.seq
+
+
+def test_only_the_newest_revision_is_applied_and_never_a_stale_one(stage: Stage) -> None:
+    recording = Recording()
+    follower = Follower(stage.store, stage.collection, recording)
+    follower.load()
+    for body in _BODIES:
+        last = published(stage, "가", body)
+    stage.ingest().sweep()
+    assert follower.catch_up() == 3
+    assert recording.applied == [("가", last)]
+    assert follower.catch_up() == 0
+
+
+def test_a_log_longer_than_a_batch_is_followed_to_its_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOG_BATCH", 2)
+    follower = fresh(stage)
+    for number in range(5):
+        published(stage, f"글{number % 3}", _BODIES[number % 2])
+    stage.delete("글0")
+    assert follower.catch_up() == 6
+    assert_equal(stage, follower)
+
+
+def test_seq_is_what_is_settled_and_applied_here(stage: Stage) -> None:
+    follower = fresh(stage)
+    assert follower.seq == 0
+    stage.store.accept(Article(id="가", title="제목", body="하나"))
+    follower.catch_up()
+    assert follower.seq == 0  # accepted, not settled
+    stage.store.accept(Article(id="가", title="제목", body="둘"))
+    stage.drain()
+    assert follower.seq == 0  # settled, not applied here
+    follower.catch_up()
+    assert follower.seq == 2  # the superseded one too
+    stage.store.accept(Article(id="나", title="제목", body="하나"))
+    stage.store.accept(Article(id="다", title="제목", body="하나"))
+    lower, higher = stage.store.queued(2)
+    stage.encoder.poison = "하나"
+    with pytest.raises(Exception, match="하나"):
+        stage.drain()
+    stage.encoder.poison = None
+    assert (lower.seq, higher.seq) == (3, 4)
+    follower.catch_up()
+    assert follower.seq == 2
+    stage.drain()
+    follower.catch_up()
+    assert follower.seq == 4
+
+
+def test_changes_while_loading_are_caught_up_with(stage: Stage) -> None:
+    for number in range(3):
+        published(stage, f"글{number}", _BODIES[number])
+
+    class Busy(ResidentEngine):
+        def add(self, passages: Any, vectors: FloatArray) -> None:
+            super().add(passages, vectors)
+            published(stage, "글1", _BODIES[0])
+            stage.delete("글2")
+            stage.ingest().sweep()
+
+    follower = Follower(stage.store, stage.collection, Busy(DIM, LexicalParameters()))
+    follower.load()
+    assert_equal(stage, follower)
+    assert follower.seq == 5
+
+
+def test_a_load_that_broke_off_can_be_tried_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        published(stage, f"글{number}", _BODIES[number % 3])
+    follower = Follower(stage.store, stage.collection, engine())
+    with _broken_iteration(monkeypatch), pytest.raises(StoreUnavailable):
+        follower.load()
+    assert follower._engine.count == 0
+    follower.load()
+    assert follower.loaded
+    assert_equal(stage, follower)
+
+
+@contextmanager
+def _broken_iteration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store goes away after the first row."""
+    iterate = Collection.iterate
+
+    def broken(collection: Collection, batch: int = 1, **_: Any) -> Iterator[tuple[list[Passage], FloatArray]]:
+        yield next(iterate(collection, 1))
+        raise StoreUnavailable("collection", "test", "cut off", "plug it in")
+
+    with monkeypatch.context() as context:
+        context.setattr(Collection, "iterate", broken)
+        yield
+
+
+def test_an_article_replaced_and_swept_while_it_is_read_does_not_blink_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(stage, "가", _BODIES[0])
+    follower = fresh(stage)
+    published(stage, "가", _BODIES[1])
+    get = Collection.get
+    counts: list[int] = []
+
+    def slow_get(collection: Collection, ids: list[str]) -> list[Passage]:
+        if not counts:  # the revision goes away just before it is read
+            counts.append(follower._engine.count)
+            published(stage, "가", _BODIES[2])
+            stage.ingest().sweep()
+            found = get(collection, ids)
+            assert not found
+            return found
+        counts.append(follower._engine.count)
+        return get(collection, ids)
+
+    monkeypatch.setattr(Collection, "get", slow_get)
+    follower.catch_up()
+    assert follower._engine.count > 0
+    monkeypatch.undo()
+    follower.catch_up()
+    assert_equal(stage, follower)
+
+
+def test_resuming_from_a_position_equals_loading(stage: Stage) -> None:
+    published(stage, "가", _BODIES[0])
+    published(stage, "나", _BODIES[1])
+    first = fresh(stage)
+    published(stage, "가", _BODIES[2])
+    stage.delete("나")
+    resumed = Follower(stage.store, stage.collection, first._engine)
+    assert resumed.resume(first.position, first.seq) == 2
+    assert resumed.loaded
+    assert_equal(stage, resumed)
+
+
+def test_a_change_of_fields_alone_reaches_the_engine(stage: Stage) -> None:
+    follower = fresh(stage)
+    article = Article(id="가", title="제목", body=_BODIES[0], category="금융")
+    stage.publish(article)
+    follower.catch_up()
+    stage.publish(replace(article, category="생활"))
+    follower.catch_up()
+    shown = contents(stage, follower)
+    assert {passage.category for passage, _ in shown.values()} == {"생활"}

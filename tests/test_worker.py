@@ -1,0 +1,243 @@
+"""The worker on real stores: it drains, waits for what is away, fails one article alone, and stops when told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from indexers import worker as module
+from indexers.worker import LEASE, Worker
+from pipeline.documents import Article, Change
+from pipeline.errors import StoreUnavailable
+from pipeline.ingest import AnalysedPassage, Ingest, Written
+from pipeline.storage import leases
+from pipeline.storage.leases import Lease, LeaseLost
+from tests.write_path import Stage
+
+_PATIENCE = 20.0  # seconds until a test gives up waiting
+
+
+def article(article_id: str, body: str = "본문입니다.") -> Article:
+    return Article(id=article_id, title="제목", body=body)
+
+
+def worker_of(stage: Stage, ingest: Ingest | None = None, **callbacks: Callable[..., None]) -> Worker:
+    return Worker(stage.store, ingest or stage.ingest(), poll_seconds=0.02, **callbacks)
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.wake()
+        thread.join(_PATIENCE)
+        assert not thread.is_alive()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_drain_indexes_everything_in_several_batches(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 3)
+    settled: list[int] = []
+    commits: list[int] = []
+    stage.store.accept_many([article(f"글{n}") for n in range(8)], source="test")
+    stage.store.accept(article("글0", "고친 본문입니다."))
+    stage.store.accept_delete("글1")
+    totals = worker_of(stage, on_progress=settled.append, on_commit=lambda: commits.append(1)).drain()
+    assert (totals.articles, totals.deleted, totals.failed) == (7, 1, 0)
+    assert totals.encoded == totals.passages == 7
+    assert (sum(settled), len(settled), len(commits)) == (8, 3, 3)
+    assert stage.store.queue_length() == 0
+    assert stage.store.settled_up_to() == 10
+    assert set(stage.store.visible()[2]) == {f"글{n}" for n in (0, 2, 3, 4, 5, 6, 7)}
+    assert stage.shown("글0") == ["고친 본문입니다."]
+
+
+def test_draining_twice_does_nothing_the_second_time(stage: Stage) -> None:
+    stage.store.accept(article("가"))
+    worker = worker_of(stage)
+    worker.drain()
+    stage.encoder.encoded.clear()
+    again = worker.drain()
+    assert (again.articles, again.passages, stage.encoder.encoded) == (0, 0, [])
+
+
+def test_a_batch_is_limited_by_its_characters_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_CHARS", 25)
+    sizes: list[int] = []
+    stage.store.accept_many([article(f"글{n}", "가" * length) for n, length in enumerate([10, 10, 10, 99])], source="t")
+    worker_of(stage, on_progress=sizes.append).drain()
+    assert sizes == [2, 1, 1]
+
+
+def test_an_article_that_cannot_be_encoded_fails_alone_and_a_later_edit_recovers_it(stage: Stage) -> None:
+    stage.publish(article("나", "맑은 물"))
+    stage.encoder.poison = "독"
+    stage.store.accept_many([article("가"), article("나", "독이 든 사과"), article("다")], source="test")
+    totals = worker_of(stage).drain()
+    assert (totals.articles, totals.failed) == (2, 1)
+    state = stage.store.state("나")
+    assert state.status == "failed"
+    assert "no vector for a text with '독'" in (state.error or "")
+    assert stage.shown("나") == ["맑은 물"]  # what was visible stays
+    assert stage.shown("가") == stage.shown("다") == ["본문입니다."]
+    assert stage.store.settled_up_to() == 4
+    stage.store.accept(article("나", "씻은 사과"))
+    assert worker_of(stage).drain().failed == 0
+    state = stage.store.state("나")
+    assert (state.status, state.error) == ("indexed", None)
+    assert stage.shown("나") == ["씻은 사과"]
+
+
+def test_a_failed_article_that_is_sent_again_is_tried_again(stage: Stage) -> None:
+    stage.encoder.poison = "독"
+    stage.store.accept(article("가", "독이 든 사과"))
+    worker = worker_of(stage)
+    assert worker.drain().failed == 1
+    stage.encoder.poison = None
+    assert not stage.store.accept(article("가", "독이 든 사과")).unchanged
+    assert worker.drain().articles == 1
+    assert stage.store.state("가").status == "indexed"
+
+
+def test_while_the_collection_is_away_the_inbox_keeps_everything_and_goes_on_later(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
+    caplog.set_level(logging.WARNING)
+    stage.collection.away = True
+    with running(worker_of(stage)):
+        stage.store.accept_many([article("가"), article("나")], source="test")
+        eventually(lambda: "the inbox waits" in caplog.text)
+        assert stage.store.counts() == {"queued": 2}  # not failed: nothing is wrong with them
+        stage.store.accept(article("다"))
+        stage.collection.away = False
+        eventually(lambda: stage.store.queue_length() == 0)
+    assert stage.store.counts() == {"indexed": 3}
+
+
+def test_a_drain_tells_that_a_store_is_away(stage: Stage) -> None:
+    stage.store.accept(article("가"))
+    stage.collection.away = True
+    with pytest.raises(StoreUnavailable):
+        worker_of(stage).drain()
+    assert stage.store.queue_length() == 1
+    assert leases.acquire(stage.store.database, LEASE, "next", 60) is not None  # given back
+
+
+def test_a_running_worker_takes_what_comes_sweeps_what_is_over_and_stops(stage: Stage) -> None:
+    with running(worker_of(stage)):
+        for body in ("하나", "둘", "셋"):
+            accepted = stage.store.accept(article("가", body))
+            eventually(lambda seq=accepted.seq: stage.store.settled(seq))  # type: ignore[misc]
+        eventually(lambda: set(stage.rows()) == {("가", 3)})
+    stage.store.accept(article("나"))
+    time.sleep(0.1)
+    assert stage.store.queue_length() == 1
+
+
+def test_a_wake_is_quicker_than_the_poll(stage: Stage) -> None:
+    worker = Worker(stage.store, stage.ingest(), poll_seconds=60)
+    with running(worker):
+        time.sleep(0.2)
+        stage.store.accept(article("가"))
+        worker.wake()
+        eventually(lambda: stage.store.queue_length() == 0)
+
+
+def test_a_stop_ends_a_drain_after_the_batch_under_way(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
+    stop = threading.Event()
+    stage.store.accept_many([article(f"글{n}") for n in range(6)], source="test")
+    worker_of(stage, on_commit=stop.set).drain(stop)
+    assert stage.store.queue_length() == 4
+
+
+def test_two_workers_share_an_inbox_without_doing_anything_twice(stage: Stage) -> None:
+    stage.store.accept_many([article(f"글{n}") for n in range(30)], source="test")
+    with ThreadPoolExecutor(2) as pool:
+        totals = [future.result() for future in [pool.submit(worker_of(stage).drain) for _ in range(2)]]
+    assert sum(t.articles for t in totals) == 30
+    assert stage.store.counts() == {"indexed": 30}
+
+
+def test_a_worker_that_lost_its_lease_commits_nothing(stage: Stage) -> None:
+    class Usurped(Ingest):
+        def write(self, batch: list[Change], analysed: list[list[AnalysedPassage]], lease: Lease) -> Written:  # type: ignore[override]
+            leases.release(stage.store.database, lease)
+            assert leases.acquire(stage.store.database, LEASE, "usurper", 60) is not None
+            return super().write(batch, analysed, lease)
+
+    ordinary = stage.ingest()
+    usurped = Usurped(
+        passages=ordinary._passages, encoder=stage.encoder, collection=stage.collection, store=stage.store
+    )
+    stage.store.accept(article("가"))
+    with pytest.raises(LeaseLost):
+        worker_of(stage, usurped).drain()
+    assert stage.store.visible()[2] == {}
+    assert stage.store.counts() == {"queued": 1}
+
+
+def test_a_slow_batch_keeps_its_lease(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEASE_SECONDS", 0.3)
+    encode = stage.encoder.encode_passages
+    others: list[Lease | None] = []
+
+    def slowly(texts: list[str]) -> object:
+        time.sleep(0.9)
+        others.append(leases.acquire(stage.store.database, LEASE, "impatient", 60))
+        return encode(texts)
+
+    monkeypatch.setattr(stage.encoder, "encode_passages", slowly)
+    stage.store.accept(article("가"))
+    assert worker_of(stage).drain().articles == 1
+    assert others == [None]
+
+
+def test_nothing_is_swept_while_another_worker_holds_the_lease(stage: Stage) -> None:
+    """Its rows that wait for their commit are of no visible revision yet."""
+    stage.publish(article("가", "하나"))
+    stage.publish(article("가", "둘"))
+    held = leases.acquire(stage.store.database, LEASE, "other", 60)
+    assert held is not None
+    worker_of(stage).sweep()
+    assert set(stage.rows()) == {("가", 1), ("가", 2)}
+    leases.release(stage.store.database, held)
+    worker_of(stage).sweep()
+    assert set(stage.rows()) == {("가", 2)}
+
+
+def test_an_unexpected_error_does_not_end_the_worker(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
+    queued = stage.store.queued
+    failures = [ZeroDivisionError("once")]
+
+    def failing(limit: int, *, after: int = 0) -> list[Change]:
+        if failures:
+            raise failures.pop()
+        return queued(limit, after=after)
+
+    monkeypatch.setattr(stage.store, "queued", failing)
+    stage.store.accept(article("가"))
+    with running(worker_of(stage)):
+        eventually(lambda: stage.store.queue_length() == 0)
+    assert "unexpected" in caplog.text
