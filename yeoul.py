@@ -132,7 +132,15 @@ def serve(
     worker.on_commit = application.state.service.notify
     worker.start()
     try:
-        uvicorn.run(application, host=host, port=port, loop="uvloop", http="httptools", log_level="warning")
+        uvicorn.run(
+            application,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            log_level="warning",
+            proxy_headers=False,  # who may write without a key is decided by the real peer
+        )
     finally:
         worker.stop()
         assembly.close()

@@ -22,7 +22,7 @@ _NAMES = [str(path.relative_to(_ROOT)) for path in _MODULES]
 _DOORS = {
     "pymilvus": {"pipeline/index/collection.py"},
     "milvus_lite": {"pipeline/index/lite.py"},
-    "rank_bm25": {"pipeline/index/lexical.py"},
+    "rank_bm25": {"pipeline/index/bm25.py"},
     "apscheduler": {"indexers/scheduler.py"},
     "filelock": {"pipeline/folder.py"},
 }
@@ -37,7 +37,7 @@ from pipeline.encoding.opening import open_encoder
 from pipeline.korean.morphemes import Analyser
 encoder = open_encoder("kiwi-static", Analyser.open().kiwi, cache_dir=Path(sys.argv[1]))
 assert encoder.encode_queries(["전세 대출"]).any()
-print(*sorted({"sentence_transformers", "transformers", "fastapi", "pandas", "alembic"} & set(sys.modules)))
+print(*sorted({"sentence_transformers", "transformers", "fastapi", "alembic"} & set(sys.modules)))
 """
 
 
