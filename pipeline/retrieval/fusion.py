@@ -18,7 +18,7 @@ theoretical ones and its maxima are exact. Higher is better everywhere.
 
 `alpha` adapts to the evidence of the words: the best passage's BM25 as a share of what the query could attain. A query
 whose words hardly occur (a paraphrase) has a best BM25 that says nothing, and dividing by it would make noise a 1. At a
-share of .2 and above `alpha` is the one that was asked for, at .15 and below it is .9, in between it moves evenly. Measured:
+share of .2 and above `alpha` is the one that was asked for, at .1 and below it is 1, in between it moves evenly. Measured:
 README, "Decisions".
 """
 
@@ -44,8 +44,7 @@ _MEASURED_ALPHA = {"kiwi-static": 0.2}  # by the first part of the encoder's id;
 _UNMEASURED_ALPHA = 0.4  # of an encoder nobody measured yet: below the weight where a weak encoder does harm
 
 
-_NO_EVIDENCE, _ENOUGH_EVIDENCE = 0.15, 0.2  # shares of the attainable BM25; measured on the tuning halves alone
-_ALPHA_WITHOUT_EVIDENCE = 0.9  # not 1: what words there are still break ties of meaning
+_NO_EVIDENCE, _ENOUGH_EVIDENCE = 0.1, 0.2  # shares of the attainable BM25; measured on the tuning halves alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +73,11 @@ def evidence(candidates: Candidates) -> float:
 
 
 def adapted(alpha: float, share: float) -> float:
-    """`alpha` where the words say enough (`share` of `evidence`), more where they say little, evenly in between."""
-    if share >= _ENOUGH_EVIDENCE or alpha >= _ALPHA_WITHOUT_EVIDENCE:
+    """`alpha` where the words say enough (`share` of `evidence`), 1 where they say nothing, evenly in between."""
+    if share >= _ENOUGH_EVIDENCE:
         return alpha
     trust = max(0.0, (share - _NO_EVIDENCE) / (_ENOUGH_EVIDENCE - _NO_EVIDENCE))
-    return _ALPHA_WITHOUT_EVIDENCE + (alpha - _ALPHA_WITHOUT_EVIDENCE) * trust
+    return 1.0 + (alpha - 1.0) * trust
 
 
 def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 60, adaptive: bool = True) -> Fused:
