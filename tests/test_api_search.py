@@ -92,6 +92,20 @@ def test_filters_are_conditions_on_data(client: httpx2.Client, given: dict[str, 
     assert {item["article_id"] for item in _search(client, **given, limit=100)["items"]} == expected
 
 
+def test_series_and_source_are_conditions_too(api_server: ApiServer, client: httpx2.Client) -> None:
+    article = {"title": "가마우지", "body": "가마우지가 잠수한다", "series": "물새", "source": "편집부"}
+    with api_server.client() as writer:
+        writer.put("/v1/articles/cormorant?wait=true", json=article)
+    for given in ({"series": "물새"}, {"source": "편집부"}, {"series": "물새", "source": "편집부"}):
+        assert {item["article_id"] for item in _search(client, q="가마우지", **given)["items"]} == {"cormorant"}
+    for given in ({"series": "편집부"}, {"source": "물새"}, {"series": "물새", "source": "독자"}):
+        assert _search(client, q="가마우지", **given)["items"] == []
+
+
+def test_an_area_leaves_the_articles_as_they_are(client: httpx2.Client) -> None:
+    assert _search(client, area="RECO")["items"] == _search(client)["items"]
+
+
 def test_min_seq_sees_the_change_without_waiting_for_the_write(api_server: ApiServer) -> None:
     with api_server.client() as client:
         for n in range(5):

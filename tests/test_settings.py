@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
 from pipeline.errors import InvalidSetting, UnreadableSource
-from pipeline.settings import FILE, Settings, described, in_force, load
+from pipeline.retrieval.fusion import METHODS
+from pipeline.settings import FILE, FusionSettings, Settings, described, in_force, load
 
 SECRET = "a-very-secret-key"
 
@@ -138,6 +140,11 @@ def test_every_setting_is_described_and_shown() -> None:
     assert {name for name, _, _ in described()} == _leaves(Settings) == {name for name, _ in in_force(load())}
     assert all(text for _, _, text in described())
     assert dict(in_force(load())) == {name: default for name, default, _ in described()}
+
+
+def test_every_fusion_method_can_be_chosen_and_no_other() -> None:
+    """Settings name the methods a second time, because they are read before numpy is."""
+    assert get_args(FusionSettings.model_fields["method"].annotation) == METHODS
 
 
 def test_secrets_are_not_shown() -> None:
