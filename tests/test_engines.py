@@ -193,14 +193,14 @@ def test_each_filter_passes_some_and_refuses_some(filled: Shelf, conditions: Fil
     assert_same(found, expected(filled.there, query, PARAMETERS))
 
 
-def test_each_leg_proposes_its_best_candidates_only(filled: Shelf) -> None:
-    query, everything = question(["대출", "금리"], candidates=10), question(["대출", "금리"])
-    wanted = expected(filled.there, everything, PARAMETERS)
-    best = {
-        passage_id for column in (0, 1) for passage_id in sorted(wanted, key=lambda i: (-wanted[i][column], i))[:10]
-    }
+@pytest.mark.parametrize("words", [["대출", "금리"], ["쀍뛟"]])
+def test_each_leg_proposes_its_best_candidates_only(filled: Shelf, words: list[str]) -> None:
+    query = question(words, candidates=10)
+    wanted = expected(filled.there, question(words), PARAMETERS)
+    dense = sorted(wanted, key=lambda i: (-wanted[i][0], i))[:10]
+    lexical = sorted((i for i in wanted if wanted[i][1] > 0), key=lambda i: (-wanted[i][1], i))[:10]
     found = filled.engine.search(query)
-    assert set(found.passage_ids) == best
+    assert set(found.passage_ids) == {*dense, *lexical}
     assert found.dense_best == pytest.approx(max(pair[0] for pair in wanted.values()), abs=1e-6)
     assert found.lexical_best == pytest.approx(max(pair[1] for pair in wanted.values()), abs=1e-6)
 
