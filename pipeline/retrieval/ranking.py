@@ -12,11 +12,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import orjson
 
 from pipeline.errors import InvalidQuery
 from pipeline.index.engine import Candidates
-from pipeline.retrieval.fusion import Fused
+from pipeline.retrieval.fusion import Column, Fused
 
 _HASH_CHARS = 16  # of the question's SHA-256: a slip is noticed, nothing secret is guarded
 
@@ -48,20 +49,31 @@ class RankedArticle:
 
 def rank(candidates: Candidates, fused: Fused) -> list[RankedArticle]:
     """The articles of the candidates, best first; equal scores by article id, equal passages by passage id."""
+    columns = zip(
+        candidates.passage_ids,
+        fused.score.tolist(),
+        _numbers(candidates.dense),
+        _numbers(candidates.lexical),
+        _numbers(fused.dense),
+        _numbers(fused.lexical),
+        strict=True,
+    )
     grouped: dict[str, list[ScoredPassage]] = {}
-    for place, article_id in enumerate(candidates.article_ids):
+    for article_id, (passage_id, score, dense, lexical, dense_normalised, lexical_normalised) in zip(
+        candidates.article_ids, columns, strict=True
+    ):
         scored = ScoredPassage(
-            passage_id=candidates.passage_ids[place],
-            score=float(fused.score[place]),
-            dense=_number(candidates.dense[place]),
-            lexical=_number(candidates.lexical[place]),
-            dense_normalised=_number(fused.dense[place]),
-            lexical_normalised=_number(fused.lexical[place]),
+            passage_id=passage_id,
+            score=score,
+            dense=dense,
+            lexical=lexical,
+            dense_normalised=dense_normalised,
+            lexical_normalised=lexical_normalised,
         )
         grouped.setdefault(article_id, []).append(scored)
     articles = []
     for article_id, passages in grouped.items():
-        best, *others = sorted(passages, key=lambda p: (-p.score, p.passage_id))
+        best, *others = sorted(passages, key=lambda p: (-p.score, p.passage_id)) if len(passages) > 1 else passages
         articles.append(RankedArticle(article_id=article_id, best=best, others=tuple(others)))
     return sorted(articles, key=_key)
 
@@ -86,8 +98,9 @@ def _key(article: RankedArticle) -> tuple[float, str]:
     return -article.score, article.article_id
 
 
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)  # noqa: PLR0124  # NaN: the leg is off
+def _numbers(column: Column) -> list[float] | list[None]:
+    """The column as Python numbers; all None where its leg is off (NaN)."""
+    return [None] * len(column) if np.isnan(column).any() else column.tolist()
 
 
 def _digest(question: str) -> str:
