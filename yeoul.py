@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from indexers.worker import Totals
     from pipeline.assembly import Assembly
+    from pipeline.retrieval.query import SearchRequest
     from pipeline.storage.articles import ArticleStore
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 _LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
 _SERVER_SECONDS = 30.0  # for an answer of a running `yeoul serve`
+_FOLDER_SECONDS = 10.0  # a search waits so long for another command to end or for a server to come up
 _MODES = ("hybrid", "dense", "lexical")
 
 
@@ -100,10 +102,7 @@ def search(
     text = query.encode("utf-8", "replace").decode("utf-8")
     settings = configuration.load()
     parameters = {"limit": limit, "mode": mode, "category": category, "explain": explain or not as_json}
-    try:
-        answer = _searched(settings, text, parameters)
-    except FolderInUse as error:
-        answer = _asked_server(settings, text, parameters, error)
+    answer = _answer(settings, text, parameters)
     if as_json:
         sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
     else:
@@ -275,11 +274,11 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
         assembly.close()
 
 
-def _searched(settings: Settings, text: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.assembly import Assembly
+def _answer(settings: Settings, text: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """From the index or, where another process holds the folder, from its server, or here when that process has ended."""
+    from pipeline.folder import FolderLock, holder_of
     from pipeline.index.filters import Filter
     from pipeline.retrieval.query import SearchRequest
-    from pipeline.retrieval.unified import unified
 
     request = SearchRequest.checked(
         text,
@@ -287,40 +286,58 @@ def _searched(settings: Settings, text: str, parameters: dict[str, Any]) -> dict
         mode=parameters["mode"],
         filter_=Filter(category=parameters["category"]),
     )
+    deadline = time.monotonic() + _FOLDER_SECONDS
+    while True:
+        try:
+            if settings.milvus_is_lite:  # looked at before the imports of `_searched`, which take seconds
+                FolderLock.take(settings.data_dir, "yeoul search").release()
+            return _searched(settings, request, text, explain=parameters["explain"])
+        except FolderInUse:
+            holder = holder_of(settings.data_dir)
+            answer = (
+                _asked_server(settings, holder.url, text, parameters) if holder is not None and holder.url else None
+            )
+            if answer is not None:
+                return answer
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _searched(settings: Settings, request: SearchRequest, query: str, *, explain: bool) -> dict[str, Any]:
+    from pipeline.assembly import Assembly
+    from pipeline.retrieval.unified import unified
+
     assembly = Assembly.open(settings, command="yeoul search", progress=sys.stderr.isatty())
     try:
         connected = assembly.connect()
         connected.load()
-        return unified(connected.searcher.search(request), query=text, explain=parameters["explain"])
+        return unified(connected.searcher.search(request), query=query, explain=explain)
     finally:
         assembly.close()
 
 
-def _asked_server(settings: Settings, text: str, parameters: dict[str, Any], error: FolderInUse) -> dict[str, Any]:
-    """The answer of the `yeoul serve` that holds the folder."""
+def _asked_server(settings: Settings, url: str, text: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer of the `yeoul serve` at `url`; None where nobody listens there."""
     from urllib.error import HTTPError, URLError
     from urllib.parse import urlencode
-    from urllib.request import Request, urlopen
+    from urllib.request import ProxyHandler, Request, build_opener
 
-    from pipeline.folder import holder_of
-
-    holder = holder_of(settings.data_dir)
-    if holder is None or not holder.url:
-        raise error
     given = {"q": text, **{name: value for name, value in parameters.items() if value is not None}}
     given["explain"] = "true" if parameters["explain"] else "false"
-    request = Request(f"{holder.url}/v1/search?{urlencode(given)}")
+    request = Request(f"{url}/v1/search?{urlencode(given)}")
     for key in settings.api.keys[:1]:
         request.add_header("Authorization", f"Bearer {key.key}")
     try:
-        with urlopen(request, timeout=_SERVER_SECONDS) as response:
+        # No proxy of the environment: the server is on this machine.
+        with build_opener(ProxyHandler({})).open(request, timeout=_SERVER_SECONDS) as response:
             answer: dict[str, Any] = orjson.loads(response.read())
             return answer
     except HTTPError as refused:
         told = orjson.loads(refused.read())["error"]
         raise YeoulError(told["message"], told["hint"]) from refused
-    except (URLError, TimeoutError) as unreachable:
-        raise error from unreachable
+    except (URLError, TimeoutError, ConnectionError):
+        return None
 
 
 def _print_answer(answer: dict[str, Any], *, explain: bool) -> None:

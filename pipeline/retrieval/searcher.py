@@ -33,7 +33,7 @@ class FusionParameters:
     """How the legs are merged: see `fusion`. `candidates` is how many passages each leg proposes, >= 200."""
 
     method: Method = "tm2c2"
-    alpha: float = 0.2
+    alpha: float = 0.1
     rrf_k: int = 60
     candidates: int = 200
     adaptive: bool = True
