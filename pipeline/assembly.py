@@ -14,11 +14,11 @@ from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.opening import open_encoder
 from pipeline.errors import NotReady
 from pipeline.folder import FolderLock
+from pipeline.follower import Follower
 from pipeline.index import snapshot
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
 from pipeline.index.fields import LexicalParameters
-from pipeline.index.follower import Follower
 from pipeline.index.manifest import Manifest
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine

@@ -14,7 +14,7 @@ from api.app import create_app
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
-from pipeline.index.follower import Follower
+from pipeline.follower import Follower
 from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage import leases

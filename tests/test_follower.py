@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import StoreUnavailable
+from pipeline.follower import Follower
 from pipeline.index import follower as module
 from pipeline.index.collection import Collection
 from pipeline.index.engine import EngineQuery
 from pipeline.index.fields import LexicalParameters, LexicalQuery
-from pipeline.index.follower import Follower
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.bigrams import bigrams
 from tests.write_path import DIM, Stage
