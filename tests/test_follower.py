@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline import follower as module
 from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import StoreUnavailable
 from pipeline.follower import Follower
-from pipeline.index import follower as module
 from pipeline.index.collection import Collection
 from pipeline.index.engine import EngineQuery
 from pipeline.index.fields import LexicalParameters, LexicalQuery
