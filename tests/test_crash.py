@@ -164,6 +164,8 @@ def test_an_index_killed_at_random_moments_ends_as_an_undisturbed_one(
     last = shells[1].run("index", str(_SAMPLES))
     assert last.code == 0, last
     assert state(shells[1]) == state(shells[0])
+    calm_answer, stormy_answer = (searched(shell) for shell in shells)
+    assert calm_answer == stormy_answer
 
 
 def killed(shell: Shell, seconds: float) -> Outcome:
@@ -173,6 +175,13 @@ def killed(shell: Shell, seconds: float) -> Outcome:
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
     return finished(process)
+
+
+def searched(shell: Shell) -> list[tuple[str, float]]:
+    """Articles with their scores, by what the next process has: a snapshot of the killed ones, or the collection."""
+    answer = shell.run("search", "월세 세액공제", "--limit", "100", "--json").done().json
+    assert answer["degraded"] == []
+    return [(item["article_id"], item["score"]) for item in answer["items"]]
 
 
 def state(shell: Shell) -> tuple[Content, dict[str, int], int, int, int]:
