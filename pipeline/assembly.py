@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.opening import open_encoder
@@ -36,6 +37,7 @@ from pipeline.storage.manifests import ActiveCollection
 log = logging.getLogger(__name__)
 
 _SNAPSHOT = "resident.safetensors"
+_GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg")  # the driver's device files on Linux and in WSL
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
 
@@ -140,13 +142,21 @@ class Connected:
         if known is not None:
             known.manifest.check(running)
         name = known.name if known is not None else f"{settings.milvus.collection}_1"
-        collection = Collection.open(
-            uri=settings.milvus_uri,
-            token=settings.milvus.token,
-            name=name,
-            dim=assembly.encoder.dim,
-            index=settings.milvus.index,
-        )
+        holds_articles = known is not None and bool(assembly.store.counts().get("indexed"))
+        try:
+            collection = Collection.open(
+                uri=settings.milvus_uri,
+                token=settings.milvus.token,
+                name=name,
+                dim=assembly.encoder.dim,
+                index=settings.milvus.index,
+                create=not holds_articles,
+            )
+        except NotReady as error:
+            raise NotReady(
+                f"the state database says that articles stand in the collection {name!r}, but {settings.milvus_uri} has none",
+                "set milvus.uri back, restore its data, or start over with an empty data_dir",
+            ) from error
         if known is None:
             known = manifests.activate(assembly.database, name, running)
             collection.switch_alias(settings.milvus.collection)
@@ -257,6 +267,8 @@ def device_of(settings: Settings) -> str:
     """`cpu` or `cuda`, where the resident vectors live."""
     if settings.encoder.device != "auto":
         return settings.encoder.device
-    import torch  # noqa: PLC0415 - a second to import: only for a process that holds vectors
+    if not any(Path(sign).exists() for sign in _GPU_SIGNS):
+        return "cpu"  # torch would say the same, after a second of importing
+    import torch  # noqa: PLC0415 - a second to import: only where there may be a GPU
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import torch
 from numpy.typing import NDArray
 
 from pipeline.documents import Passage, passage_parts
@@ -25,6 +24,7 @@ from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery
 from pipeline.index.filters import Filter
 from pipeline.index.lexical import part_of
 from pipeline.index.packing import packed, unpacked
+from pipeline.index.vectors import vectors_on
 
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
 _NO_TIME = np.iinfo(np.int64).min  # published_at of a passage that has none: fails every condition on time
@@ -40,8 +40,7 @@ class ResidentEngine:
     """All visible passages, by row. Rows of removed passages are used again."""
 
     def __init__(self, dim: int, parameters: LexicalParameters, *, device: str = "cpu") -> None:
-        self._device = torch.device(device)
-        self._vectors = torch.zeros((0, dim), dtype=torch.float32, device=self._device)
+        self._vectors = vectors_on(device, dim)
         self._lexical = LexicalFields(parameters)
         self._columns = _FilterColumns()
         self._ids: list[str | None] = []
@@ -60,8 +59,7 @@ class ResidentEngine:
     def memory_bytes(self) -> int:
         """Bytes of vectors, postings and stored passages."""
         with self._lock:
-            vectors = self._vectors.numel() * self._vectors.element_size()
-            return vectors + self._lexical.memory_bytes + sum(map(len, self._packed))
+            return self._vectors.nbytes + self._lexical.memory_bytes + sum(map(len, self._packed))
 
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         with self._lock:
@@ -88,8 +86,8 @@ class ResidentEngine:
         with self._lock:
             end = len(self._ids)
             packed = np.frombuffer(b"".join(self._packed), dtype=np.uint8)
-            arrays = {
-                "vectors": self._vectors[:end].cpu().numpy(),
+            arrays: dict[str, NDArray[Any]] = {
+                "vectors": self._vectors.first(end),
                 "ids": _bytes_of([i or "" for i in self._ids]),
                 "packed": packed,
                 "packed_ends": np.cumsum([len(data) for data in self._packed], dtype=np.int64),
@@ -113,10 +111,8 @@ class ResidentEngine:
             self._free = [row for row, i in enumerate(self._ids) if not i]
             self._lexical.restore(part_of(state, "lexical."))
             self._columns.restore(part_of(state, "columns."))
-            vectors = torch.from_numpy(state["vectors"])
-            capacity = self._lexical.morphemes.capacity
-            self._vectors = torch.zeros((capacity, vectors.shape[1]), dtype=torch.float32, device=self._device)
-            self._vectors[: len(vectors)] = vectors
+            self._vectors.reserve(self._lexical.morphemes.capacity)
+            self._vectors.put(np.arange(len(state["vectors"]), dtype=np.intp), state["vectors"])
 
     def search(self, query: EngineQuery) -> Candidates:
         with self._lock:
@@ -143,15 +139,12 @@ class ResidentEngine:
     def _dense(self, query: EngineQuery) -> NDArray[np.float64] | None:
         if query.vector is None:
             return None
-        vector = torch.from_numpy(np.ascontiguousarray(query.vector)).to(self._device)
-        products = torch.mv(self._vectors[: len(self._ids)], vector).cpu().numpy().astype(np.float64)
+        products: NDArray[np.float64] = self._vectors.products(query.vector, len(self._ids)).astype(np.float64)
         return np.round(products, DENSE_DECIMALS)
 
     def _dense_at(self, vector: FloatArray, rows: Rows) -> NDArray[np.float64]:
         """The scores of a few rows, without the error of float32 that depends on a row's place and neighbours."""
-        if self._vectors.is_cpu:  # numpy's gather of some hundred rows takes a tenth of torch's
-            return inner_products(self._vectors.numpy()[rows], vector)
-        return inner_products(self._vectors[torch.from_numpy(rows)].cpu().numpy(), vector)
+        return inner_products(self._vectors.at(rows), vector)
 
     def _lexical_scores(self, query: EngineQuery) -> NDArray[np.float64] | None:
         if query.terms is None:
@@ -180,7 +173,7 @@ class ResidentEngine:
             self._row_of[passage.id] = row
             self._rows_of_article[passage.article_id].append(row)
         at = np.array(rows, dtype=np.intp)
-        self._vectors[torch.from_numpy(at)] = torch.from_numpy(np.ascontiguousarray(vectors)).to(self._device)
+        self._vectors.put(at, vectors)
         self._lexical.add(at, passages)
         self._columns.add(at, passages)
 
@@ -191,7 +184,7 @@ class ResidentEngine:
             del self._row_of[self._ids[row] or ""]
             self._ids[row], self._articles[row], self._packed[row] = None, "", b""
         at = np.array(rows, dtype=np.intp)
-        self._vectors[torch.from_numpy(at)] = 0
+        self._vectors.put(at, np.zeros((len(at), self._vectors.dim), dtype=np.float32))
         self._lexical.remove(at)
         self._columns.remove(at)
         self._free += rows
@@ -202,14 +195,12 @@ class ResidentEngine:
         self._ids += [None] * len(fresh)
         self._articles += [""] * len(fresh)
         self._packed += [b""] * len(fresh)
-        if len(self._ids) > len(self._vectors):
-            self._grow(max(len(self._ids), 2 * len(self._vectors), _FIRST_CAPACITY))
+        if len(self._ids) > self._vectors.capacity:
+            self._grow(max(len(self._ids), 2 * self._vectors.capacity, _FIRST_CAPACITY))
         return reused + fresh
 
     def _grow(self, capacity: int) -> None:
-        grown = torch.zeros((capacity, self._vectors.shape[1]), dtype=torch.float32, device=self._device)
-        grown[: len(self._vectors)] = self._vectors
-        self._vectors = grown
+        self._vectors.reserve(capacity)
         self._lexical.reserve(capacity)
         self._columns.reserve(capacity)
 
