@@ -139,10 +139,13 @@ class Connected:
     def open(cls, assembly: Assembly) -> Connected:
         settings, running = assembly.settings, running_manifest(assembly.settings, assembly.analyser, assembly.encoder)
         known = manifests.active(assembly.database)
+        counts = assembly.store.counts()
+        if known is not None and not counts and known.manifest.identity() != running.identity():
+            known = None  # nothing was ever put in: there is nothing to keep to
         if known is not None:
             known.manifest.check(running)
-        name = known.name if known is not None else f"{settings.milvus.collection}_1"
-        holds_articles = known is not None and bool(assembly.store.counts().get("indexed"))
+        name = known.name if known is not None else manifests.fresh_name(assembly.database, settings.milvus.collection)
+        holds_articles = known is not None and bool(counts.get("indexed"))
         try:
             collection = Collection.open(
                 uri=settings.milvus_uri,

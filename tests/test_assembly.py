@@ -138,3 +138,11 @@ def test_a_collection_that_vanished_is_told_and_not_made_anew(indexed: Settings)
     for assembly in opened(indexed):
         with pytest.raises(NotReady, match=r"says that articles stand in the collection 'yeoul_1'.*restore its data"):
             assembly.connect()
+
+
+def test_a_folder_without_articles_takes_other_settings(settings: Settings) -> None:
+    for assembly in opened(settings):
+        assembly.connect()
+    other = settings.model_copy(update={"chunking": settings.chunking.model_copy(update={"max_tokens": 100})})
+    for assembly in opened(other):
+        assert assembly.connect().manifest.max_tokens == 100

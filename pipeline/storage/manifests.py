@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from pipeline.index.manifest import Manifest
 from pipeline.storage.database import StateDatabase, collections
@@ -25,6 +25,12 @@ def active(database: StateDatabase) -> ActiveCollection | None:
     with database.read() as connection:
         row = connection.execute(select(collections).where(collections.c.active)).one_or_none()
     return ActiveCollection(row.name, Manifest.from_json(row.manifest), row.created_at) if row is not None else None
+
+
+def fresh_name(database: StateDatabase, prefix: str) -> str:
+    """A name that no collection had yet: `prefix`_1, `prefix`_2, …"""
+    with database.read() as connection:
+        return f"{prefix}_{int(connection.execute(select(func.count()).select_from(collections)).scalar_one()) + 1}"
 
 
 def activate(database: StateDatabase, name: str, manifest: Manifest) -> ActiveCollection:
