@@ -166,6 +166,7 @@ class Service:
         self.assembly.connect()
 
     def _load(self) -> None:
+        self.connected.searcher.warm_up()
         self.connected.load(self._check_stop)
         self._waiting.announce()
 

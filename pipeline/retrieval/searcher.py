@@ -143,6 +143,12 @@ class Searcher:
             took_ms=watch.total,
         )
 
+    def warm_up(self) -> None:
+        """Pays now what the first search would pay: models and tables that are made when they are first used."""
+        self.understand(SearchRequest.checked("여울"))
+        if isinstance(self._encoder, TermEncoder):
+            self._encoder.encode_terms([["여울"]])
+
     def understand(self, request: SearchRequest) -> Understood:
         """The query as each leg that `request.mode` asks for reads it. A leg that fails is left out and named."""
         vector, terms, failed = None, None, {}
