@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 from fastapi import Depends, Request
@@ -50,6 +50,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
+        self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
 
     # ---- life
 
@@ -120,10 +121,18 @@ class Service:
         """
         try:
             with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket() as ticket:
+                round_of_settling: int | None = None
                 while True:
                     ticket.clear()
-                    if await run_in_threadpool(self._is_applied, seq):
+                    # What is settled stands in the log: a look that begins after that has applied it at its end.
+                    if round_of_settling is not None and self._rounds_done > round_of_settling:
                         return
+                    where = await run_in_threadpool(self._progress, seq)
+                    if where == "applied":
+                        return
+                    if where == "settled" and round_of_settling is None:
+                        round_of_settling = self._rounds_begun
+                        self._look.set()
                     await ticket.wait()
         except TimeoutError as error:
             raise NotReady(
@@ -178,7 +187,15 @@ class Service:
         while not self._stop.is_set():
             self._look.wait(self.settings.indexers.poll_seconds)
             self._look.clear()
-            self.connected.follower.catch_up()
+            self._rounds_begun += 1
+            try:
+                self.connected.follower.catch_up()
+            except YeoulError as error:
+                self._trouble = error
+                log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)
+                self._stop.wait(_FIRST_RETRY_SECONDS)
+                continue
+            self._rounds_done = self._rounds_begun
             self._trouble = None
             self._waiting.announce()
 
@@ -205,19 +222,14 @@ class Service:
             delay = min(2 * delay, _LAST_RETRY_SECONDS)
         return False
 
-    def _is_applied(self, seq: int) -> bool:
+    def _progress(self, seq: int) -> Literal["queued", "settled", "applied"]:
         try:
             follower = self.connected.follower
         except NotReady:
-            return False
-        if not follower.loaded:
-            return False
-        if follower.seq >= seq:
-            return True
-        if not self.store.settled(seq):
-            return False
-        follower.catch_up()  # what is settled stands in the log: at its end the change is applied
-        return True
+            return "queued"
+        if follower.loaded and follower.seq >= seq:
+            return "applied"
+        return "settled" if follower.loaded and self.store.settled(seq) else "queued"
 
 
 class _Stopped(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.opening import open_encoder
-from pipeline.errors import NotReady
+from pipeline.errors import NotReady, Unavailable
 from pipeline.folder import FolderLock
 from pipeline.follower import Follower
 from pipeline.index import snapshot
@@ -91,13 +91,17 @@ class Assembly:
 
     def close(self) -> None:
         """Closes everything; may be called twice."""
-        if self._connected is not None:
-            self._connected.save()
-            self._connected.collection.close()
-            self._connected = None
-        self.database.close()
-        if self.lock is not None:
-            self.lock.release()
+        try:
+            if self._connected is not None:
+                connected, self._connected = self._connected, None
+                try:
+                    connected.save()
+                finally:
+                    connected.collection.close()
+        finally:
+            self.database.close()
+            if self.lock is not None:
+                self.lock.release()
 
 
 class Connected:
@@ -111,7 +115,7 @@ class Connected:
         self._store = assembly.store
         self._snapshot = settings.data_dir / _SNAPSHOT
         self._identity = f"{active.name} {active.created_at.isoformat()}"
-        self._saved_position = 0
+        self._saved_position: int | None = None  # in the change log; None: there is no snapshot that fits
         self.ingest = Ingest(
             passages=assembly.passages,
             encoder=assembly.encoder,
@@ -178,40 +182,44 @@ class Connected:
             self.save()
 
     def keep_up(self) -> None:
-        """For the only writer of a folder that serves nothing: its own writes go into the engine, and at its end into the
-        snapshot, so that the next process starts fast. Does nothing where a whole load would be needed first."""
+        """For a writer that serves nothing: its own writes go into the engine, and at its end into the snapshot, so that
+        the next process starts fast. Does nothing where a whole load would be needed first."""
+        if not isinstance(self._engine, ResidentEngine):
+            return
         position, seq, visible = self._store.visible()
-        if isinstance(self._engine, ResidentEngine) and (self._resume() or not visible):
+        if self._resume() or not visible:
             if not self.follower.loaded:
                 self.follower.resume(position, seq)
-            self.ingest.observer = self._engine.apply
+            self.ingest.observer = self.follower.tell
 
     def save(self) -> None:
         """Writes the resident engine to disk for the next start, where enough has changed since the last time."""
-        engine = self._engine
-        if self.ingest.observer is not None:  # the engine has every change of this process: the log has nothing new
-            position, seq, _ = self._store.visible()
-        else:
-            position, seq = self.follower.position, self.follower.seq
-        if not isinstance(engine, ResidentEngine) or not self.follower.loaded or not engine.count:
-            return
-        if position - self._saved_position < max(1, engine.count // _SAVE_SHARE):
+        engine, follower = self._engine, self.follower
+        if not isinstance(engine, ResidentEngine) or not follower.loaded or not follower.whole:
             return
         try:
-            snapshot.save(engine, self._snapshot, Place(self._identity, position, seq))
-            self._saved_position = position
-        except OSError as error:
+            follower.catch_up()
+            enough = max(1, engine.count // _SAVE_SHARE) if self._saved_position is not None else 0
+            if engine.count and follower.position - (self._saved_position or 0) >= enough:
+                mark = self._store.log_mark(follower.position)
+                snapshot.save(engine, self._snapshot, Place(self._identity, follower.position, mark, follower.seq))
+                self._saved_position = follower.position
+        except (OSError, Unavailable) as error:
             log.warning("no snapshot for a faster start: %s", error)
 
     def _resume(self) -> bool:
         if not isinstance(self._engine, ResidentEngine):
             return False
-        place = snapshot.restore(self._engine, self._snapshot, self._identity)
+        place = snapshot.restore(self._engine, self._snapshot, self._fits)
         if place is None:
             return False
         self._saved_position = place.position
         self.follower.resume(place.position, place.seq)
         return True
+
+    def _fits(self, place: Place) -> bool:
+        """Whether a snapshot is of this collection and of a moment in this change log."""
+        return place.collection == self._identity and place.mark == self._store.log_mark(place.position)
 
 
 def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False) -> Encoder:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.documents import passage_id
+from pipeline.documents import Passage, passage_id
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
 _LOG_BATCH = 200
+_NOT_TOLD = -1  # no revision: they count from 1
 _NO_VECTORS: FloatArray = np.zeros((0, 0), dtype=np.float32)
 
 
@@ -33,8 +34,11 @@ class Follower:
         self._engine = engine
         self._position = 0
         self._lock = threading.Lock()
+        self._filled = False  # every visible passage of some moment is in the engine
+        self._told: dict[str, int | None] = {}  # what this process wrote itself: article → revision in the engine
         self.seq = 0
         self.loaded = False
+        self.whole = True  # False: applying an article broke off, the engine may hold half of it
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the empty engine with every visible passage, and catches up with what changed meanwhile.
@@ -42,26 +46,31 @@ class Follower:
         After a failure the engine is empty again, so that loading can be tried anew.
         """
         with self._lock:
-            position, seq, visible = self._store.visible()
-            added: set[str] = set()
-            try:
-                for passages, vectors in self._collection.iterate(_LOAD_BATCH):
-                    kept = [i for i, p in enumerate(passages) if visible.get(p.article_id) == p.revision]
-                    added.update(passages[i].article_id for i in kept)
-                    self._engine.add([passages[i] for i in kept], vectors[kept])
-                    on_progress(len(passages))
-            except BaseException:
-                for article_id in added:
-                    self._engine.apply(article_id, None, [], _NO_VECTORS)
-                raise
-            self._position, self.seq = position, seq
+            if not self._filled:
+                self._fill(on_progress)
         self.catch_up()
         self.loaded = True
+
+    def _fill(self, on_progress: Callable[[int], None]) -> None:
+        position, seq, visible = self._store.visible()
+        added: set[str] = set()
+        try:
+            for passages, vectors in self._collection.iterate(_LOAD_BATCH):
+                kept = [i for i, p in enumerate(passages) if visible.get(p.article_id) == p.revision]
+                added.update(passages[i].article_id for i in kept)
+                self._engine.add([passages[i] for i in kept], vectors[kept])
+                on_progress(len(passages))
+        except BaseException:
+            for article_id in added:
+                self._engine.apply(article_id, None, [], _NO_VECTORS)
+            raise
+        self._position, self.seq = position, seq
+        self._filled = True
 
     def resume(self, position: int, seq: int) -> int:
         """Goes on from an engine that already holds what was visible at `position`; gives the entries applied since."""
         with self._lock:
-            self._position, self.seq = position, seq
+            self._position, self.seq, self._filled = position, seq, True
         applied = self.catch_up()
         self.loaded = True
         return applied
@@ -78,29 +87,40 @@ class Follower:
             while True:
                 entries, seq = self._store.log_since(self._position, _LOG_BATCH)
                 newest = {entry.article_id: entry for entry in entries}
-                for entry in newest.values():
-                    self._apply(entry)
+                replaced = [self._apply(entry) for entry in newest.values()].count(False)
                 if entries:
                     self._position = entries[-1].position
                     applied += len(entries)
-                if len(entries) < _LOG_BATCH:
+                # What was replaced while this looked stands further on in the log: `seq` is not reached before that.
+                if len(entries) < _LOG_BATCH and not replaced:
                     self.seq = max(self.seq, seq)
                     return applied
 
-    def _apply(self, entry: LogEntry) -> None:
+    def tell(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        """What this process committed itself, so that `catch_up` need not read it back from the collection."""
+        with self._lock:
+            self.whole = False
+            self._engine.apply(article_id, revision, passages, vectors)
+            self._told[article_id] = revision
+            self.whole = True
+
+    def _apply(self, entry: LogEntry) -> bool:
+        """False where the article was replaced since: a later entry says by what."""
+        if self._told.pop(entry.article_id, _NOT_TOLD) == entry.revision:
+            return True
         if entry.revision is None:
             self._engine.apply(entry.article_id, None, [], _NO_VECTORS)
-            return
+            return True
         visible = self._visible(entry.article_id)
         if visible is None or visible[0] != entry.revision:
-            return  # replaced since: a later entry says by what, and until then the engine shows what it has
+            return False  # until then the engine shows what it has
         ids = [passage_id(entry.article_id, entry.revision, n) for n in range(visible[1])]
         passages = self._collection.get(ids)
         found = self._collection.get_vectors(ids)
         passages = [p for p in passages if p.id in found]
         if len(passages) < len(ids):
             if self._visible(entry.article_id) != visible:
-                return  # replaced, and its rows swept, while this read them
+                return False  # replaced, and its rows swept, while this read them
             log.error(
                 "article %r lacks %d of %d passages in the collection: index it again",
                 entry.article_id,
@@ -109,6 +129,7 @@ class Follower:
             )
         vectors: FloatArray = np.array([found[p.id] for p in passages], dtype=np.float32)
         self._engine.apply(entry.article_id, entry.revision, passages, vectors)
+        return True
 
     def _visible(self, article_id: str) -> tuple[int, int] | None:
         return self._store.visible_passages([article_id]).get(article_id)

@@ -93,12 +93,12 @@ def test_filters_are_conditions_on_data(client: httpx2.Client, given: dict[str, 
 
 
 def test_series_and_source_are_conditions_too(api_server: ApiServer, client: httpx2.Client) -> None:
-    article = {"title": "가마우지", "body": "가마우지가 잠수한다", "series": "물새", "source": "편집부"}
+    article = {"title": "가마우지", "body": "가마우지가 잠수한다", "series": "바닷새", "source": "바다부"}
     with api_server.client() as writer:
         writer.put("/v1/articles/cormorant?wait=true", json=article)
-    for given in ({"series": "물새"}, {"source": "편집부"}, {"series": "물새", "source": "편집부"}):
+    for given in ({"series": "바닷새"}, {"source": "바다부"}, {"series": "바닷새", "source": "바다부"}):
         assert {item["article_id"] for item in _search(client, q="가마우지", **given)["items"]} == {"cormorant"}
-    for given in ({"series": "편집부"}, {"source": "물새"}, {"series": "물새", "source": "독자"}):
+    for given in ({"series": "바다부"}, {"source": "바닷새"}, {"series": "바닷새", "source": "독자"}):
         assert _search(client, q="가마우지", **given)["items"] == []
 
 

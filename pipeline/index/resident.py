@@ -40,6 +40,7 @@ class ResidentEngine:
     """All visible passages, by row. Rows of removed passages are used again."""
 
     def __init__(self, dim: int, parameters: LexicalParameters, *, device: str = "cpu") -> None:
+        self._device = device
         self._vectors = vectors_on(device, dim)
         self._lexical = LexicalFields(parameters)
         self._columns = _FilterColumns()
@@ -98,21 +99,25 @@ class ResidentEngine:
             return {name: array.copy() for name, array in arrays.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Takes the place of what is here; the arrays become this object's own."""
+        """Takes the place of what is here; the arrays become this object's own. Nothing is done where it raises."""
+        ids = [i or None for i in _texts_of(state["ids"])]
+        articles = [passage_parts(i)[0] if i else "" for i in ids]
+        data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
+        row_of = {i: row for row, i in enumerate(ids) if i}
+        rows_of_article: dict[str, list[int]] = defaultdict(list)
+        for row in row_of.values():
+            rows_of_article[articles[row]].append(row)
+        lexical, columns = LexicalFields(self._lexical.parameters), _FilterColumns()
+        lexical.restore(part_of(state, "lexical."))
+        columns.restore(part_of(state, "columns."))
+        vectors = vectors_on(self._device, self._vectors.dim)
+        vectors.reserve(lexical.morphemes.capacity)
+        vectors.put(np.arange(len(state["vectors"]), dtype=np.intp), state["vectors"])
         with self._lock:
-            self._ids = [i or None for i in _texts_of(state["ids"])]
-            self._articles = [passage_parts(i)[0] if i else "" for i in self._ids]
-            data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
+            self._ids, self._articles, self._row_of, self._rows_of_article = ids, articles, row_of, rows_of_article
             self._packed = [data[start:end] for start, end in pairwise([0, *ends])]
-            self._row_of = {i: row for row, i in enumerate(self._ids) if i}
-            self._rows_of_article = defaultdict(list)
-            for row in self._row_of.values():
-                self._rows_of_article[self._articles[row]].append(row)
-            self._free = [row for row, i in enumerate(self._ids) if not i]
-            self._lexical.restore(part_of(state, "lexical."))
-            self._columns.restore(part_of(state, "columns."))
-            self._vectors.reserve(self._lexical.morphemes.capacity)
-            self._vectors.put(np.arange(len(state["vectors"]), dtype=np.intp), state["vectors"])
+            self._free = [row for row, i in enumerate(ids) if not i]
+            self._lexical, self._columns, self._vectors = lexical, columns, vectors
 
     def search(self, query: EngineQuery) -> Candidates:
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,16 +20,20 @@ from pipeline.index.resident import ResidentEngine
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the arrays: raise it with every change of what `ResidentEngine.state` gives
+_FORMAT = 2  # of the arrays: raise it with every change of what `ResidentEngine.state` gives
 _HEADER = "yeoul"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in its history an engine stands: the collection's identity, the position in the change log, the settled seq."""
+    """Where in its history an engine stands.
+
+    The collection's identity, the position in the change log, what identifies that line of it, and the settled seq.
+    """
 
     collection: str
     position: int
+    mark: str
     seq: int
 
 
@@ -40,19 +45,21 @@ def save(engine: ResidentEngine, path: Path, place: Place) -> None:
         header = {_HEADER: orjson.dumps({"format": _FORMAT, **asdict(place)}).decode()}
         save_file(engine.state(), temporary, metadata=header)
         temporary.replace(path)
+    except SafetensorError as error:  # a full disk comes as this too
+        raise OSError(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def restore(engine: ResidentEngine, path: Path, collection: str) -> Place | None:
-    """Fills the empty `engine` from `path`; None, and nothing done, where there is no snapshot of this collection."""
+def restore(engine: ResidentEngine, path: Path, fits: Callable[[Place], bool]) -> Place | None:
+    """Fills the empty `engine` from `path`; None, and nothing done, where there is no snapshot that `fits`."""
     try:
         with safe_open(path, framework="numpy") as file:
             header = orjson.loads((file.metadata() or {}).get(_HEADER, "{}"))
-            if header.pop("format", None) != _FORMAT or header.get("collection") != collection:
+            if header.pop("format", None) != _FORMAT or not fits(place := Place(**header)):
                 return None
             engine.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - it is no mapping
-            return Place(**header)
+            return place
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

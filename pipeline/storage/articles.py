@@ -180,6 +180,12 @@ class ArticleStore:
                 found |= {row.id: (row.revision, row.passages) for row in connection.execute(query)}
         return found
 
+    def log_mark(self, position: int) -> str:
+        """What identifies the log's line at `position` ("" where there is none): another history has another one."""
+        with self.database.read() as connection:
+            row = connection.execute(select(changes).where(changes.c.position == position)).one_or_none()
+        return "" if row is None else f"{row.article_id} {row.revision} {row.seq} {row.created_at.isoformat()}"
+
     def log_since(self, position: int, limit: int = 1000) -> tuple[list[LogEntry], int]:
         """The log after `position`, oldest first, and the settled seq of the same moment."""
         query = select(changes).where(changes.c.position > position).order_by(changes.c.position).limit(limit)

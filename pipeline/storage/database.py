@@ -38,6 +38,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import InvalidSetting, StoreUnavailable
 
@@ -195,7 +196,7 @@ class StateDatabase:
         """Turns a failure of the database itself into StoreUnavailable; a statement that it refuses stays what it is."""
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise _unavailable(self.engine.url, error) from error
         except DatabaseError as error:
             if type(error) is not DatabaseError:
