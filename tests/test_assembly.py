@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
 from pipeline.documents import Article
+from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ManifestMismatch, NotReady
 from pipeline.index.resident import ResidentEngine
+from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings, load
+from tests.api_server import assembly_of
 
 ARTICLES = [
     Article(
@@ -34,37 +38,55 @@ ARTICLES = [
 QUERY = SearchRequest(text="월세 세금 돌려받기")
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A data folder and what opens it."""
+
+    settings: Settings
+    analyser: Analyser
+    encoder: Encoder
+
+    @property
+    def data_dir(self) -> Path:
+        return self.settings.data_dir
+
+    @property
+    def snapshot(self) -> Path:
+        return self.data_dir / "resident.safetensors"
+
+    def with_passages_of(self, max_tokens: int) -> Folder:
+        chunking = self.settings.chunking.model_copy(update={"max_tokens": max_tokens})
+        return replace(self, settings=self.settings.model_copy(update={"chunking": chunking}))
+
+
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, analyser: Analyser, encoder: Encoder) -> Folder:
     monkeypatch.chdir(tmp_path)
-    return load(data_dir=tmp_path / "data")
+    return Folder(load(data_dir=tmp_path / "data"), analyser, encoder)
 
 
 @pytest.fixture
-def indexed(settings: Settings) -> Settings:
+def indexed(empty: Folder) -> Folder:
     """A folder that a process like `yeoul index` wrote and left."""
-    for assembly in opened(settings):
+    for assembly in opened(empty):
         connected = assembly.connect()
         connected.keep_up()
         assembly.store.accept_many(ARTICLES, source="test")
         assert Worker(assembly.store, connected.ingest).drain().articles == len(ARTICLES)
-    return settings
+    return empty
 
 
-def opened(settings: Settings) -> Iterator[Assembly]:
-    assembly = Assembly.open(settings, command="test")
+def opened(folder: Folder) -> Iterator[Assembly]:
+    """What a process of its own would open, around parts that take seconds to start."""
+    assembly = assembly_of(folder.settings, folder.analyser, folder.encoder)
     try:
         yield assembly
     finally:
         assembly.close()
 
 
-def snapshot_of(settings: Settings) -> Path:
-    return settings.data_dir / "resident.safetensors"
-
-
-def answers(settings: Settings) -> tuple[list[tuple[str, float]], int]:
-    for assembly in opened(settings):
+def answers(folder: Folder) -> tuple[list[tuple[str, float]], int]:
+    for assembly in opened(folder):
         connected = assembly.connect()
         connected.load()
         result = connected.searcher.search(QUERY)
@@ -72,41 +94,41 @@ def answers(settings: Settings) -> tuple[list[tuple[str, float]], int]:
     raise AssertionError
 
 
-def test_a_writer_leaves_a_snapshot_that_answers_as_the_collection_does(indexed: Settings) -> None:
-    assert snapshot_of(indexed).exists()
+def test_a_writer_leaves_a_snapshot_that_answers_as_the_collection_does(indexed: Folder) -> None:
+    assert indexed.snapshot.exists()
     by_snapshot = answers(indexed)
-    snapshot_of(indexed).unlink()
+    indexed.snapshot.unlink()
     assert answers(indexed) == by_snapshot
     assert by_snapshot[0][0][0] == "rent"
-    assert snapshot_of(indexed).exists(), "a whole load leaves a new one"
+    assert indexed.snapshot.exists(), "a whole load leaves a new one"
 
 
-def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Settings) -> None:
-    kept = snapshot_of(indexed).read_bytes()
+def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Folder) -> None:
+    kept = indexed.snapshot.read_bytes()
     for assembly in opened(indexed):
         connected = assembly.connect()
         assembly.store.accept_delete("rent")
         Worker(assembly.store, connected.ingest).drain()
-    snapshot_of(indexed).write_bytes(kept)
+    indexed.snapshot.write_bytes(kept)
     found, count = answers(indexed)
     assert count == 1
     assert "rent" not in dict(found)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "of another collection"])
-def test_a_bad_snapshot_costs_time_and_nothing_else(indexed: Settings, damage: str) -> None:
+def test_a_bad_snapshot_costs_time_and_nothing_else(indexed: Folder, damage: str) -> None:
     wanted = answers(indexed)
-    content = snapshot_of(indexed).read_bytes()
+    content = indexed.snapshot.read_bytes()
     bad = {
         "cut": content[: len(content) // 2],
         "garbage": b"\x10" + b"\0" * 7 + b"not a header at all",
         "of another collection": content.replace(b"yeoul_1", b"yeoul_9"),
     }[damage]
-    snapshot_of(indexed).write_bytes(bad)
+    indexed.snapshot.write_bytes(bad)
     assert answers(indexed) == wanted
 
 
-def test_a_restored_engine_is_equal_and_goes_on(indexed: Settings) -> None:
+def test_a_restored_engine_is_equal_and_goes_on(indexed: Folder) -> None:
     for assembly in opened(indexed):
         connected = assembly.connect()
         connected.load()
@@ -125,24 +147,66 @@ def test_a_restored_engine_is_equal_and_goes_on(indexed: Settings) -> None:
             np.testing.assert_array_equal(array, engine.state()[name], err_msg=name)
 
 
-def test_another_chunking_is_refused_by_name_and_nothing_is_lost(indexed: Settings) -> None:
-    other = indexed.model_copy(update={"chunking": indexed.chunking.model_copy(update={"max_tokens": 100})})
-    for assembly in opened(other):
+def test_a_snapshot_of_another_history_is_not_used(indexed: Folder, tmp_path: Path) -> None:
+    """A backup of the stores is put back, the snapshot of later days stays where it was."""
+    backup = tmp_path / "backup"
+    shutil.copytree(indexed.data_dir, backup)
+    for assembly in opened(indexed):
+        connected = assembly.connect()
+        connected.keep_up()
+        assembly.store.accept_delete("rent")
+        Worker(assembly.store, connected.ingest).drain()
+    later = indexed.snapshot.read_bytes()
+    shutil.rmtree(indexed.data_dir)
+    shutil.copytree(backup, indexed.data_dir)
+    indexed.snapshot.write_bytes(later)
+    found, count = answers(indexed)
+    assert count == len(ARTICLES)
+    assert found[0][0] == "rent"
+
+
+def test_what_a_writer_did_not_tell_is_read_before_the_snapshot_is_written(indexed: Folder) -> None:
+    """As if the process was interrupted after a commit, or another worker had indexed a part."""
+    for assembly in opened(indexed):
+        connected = assembly.connect()
+        connected.keep_up()
+        tell, connected.ingest.observer = connected.ingest.observer, None
+        assembly.store.accept(Article(id="card", title="카드 분실 신고", body="분실하면 바로 카드를 정지하세요."))
+        Worker(assembly.store, connected.ingest).drain()
+        connected.ingest.observer = tell
+        assembly.store.accept_delete("limit")
+        Worker(assembly.store, connected.ingest).drain()
+    by_snapshot = answers(indexed)
+    indexed.snapshot.unlink()
+    assert answers(indexed) == by_snapshot
+    assert by_snapshot[1] == len(ARTICLES)
+
+
+def test_a_disk_that_refuses_the_snapshot_costs_the_next_start_alone(
+    indexed: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    indexed.snapshot.unlink()
+    indexed.snapshot.mkdir()  # a file cannot take its place
+    assert answers(indexed)[1] == len(ARTICLES)
+    assert "no snapshot for a faster start" in caplog.text
+
+
+def test_another_chunking_is_refused_by_name_and_nothing_is_lost(indexed: Folder) -> None:
+    for assembly in opened(indexed.with_passages_of(100)):
         with pytest.raises(ManifestMismatch, match="max_tokens: index 256, running 100"):
             assembly.connect()
     assert answers(indexed)[1] == len(ARTICLES)
 
 
-def test_a_collection_that_vanished_is_told_and_not_made_anew(indexed: Settings) -> None:
-    shutil.rmtree(indexed.milvus_uri)
+def test_a_collection_that_vanished_is_told_and_not_made_anew(indexed: Folder) -> None:
+    shutil.rmtree(indexed.settings.milvus_uri)
     for assembly in opened(indexed):
         with pytest.raises(NotReady, match=r"says that articles stand in the collection 'yeoul_1'.*restore its data"):
             assembly.connect()
 
 
-def test_a_folder_without_articles_takes_other_settings(settings: Settings) -> None:
-    for assembly in opened(settings):
+def test_a_folder_without_articles_takes_other_settings(empty: Folder) -> None:
+    for assembly in opened(empty):
         assembly.connect()
-    other = settings.model_copy(update={"chunking": settings.chunking.model_copy(update={"max_tokens": 100})})
-    for assembly in opened(other):
+    for assembly in opened(empty.with_passages_of(100)):
         assert assembly.connect().manifest.max_tokens == 100

@@ -26,7 +26,7 @@ Document = Sequence[str]  # terms, with repetitions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LexicalParameters:
-    """What the lexical score depends on; part of the manifest."""
+    """What the lexical score depends on beside the passages: a change needs no other index, only a new start."""
 
     variant: Variant = "lucene"
     k1: float = 0.9
