@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
 import sys
 import threading
 import time
@@ -265,13 +266,31 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
     try:
         connected = assembly.connect()
         connected.keep_up()
-        with _bar("indexing", "articles", total=store.queue_length()) as advance:
+        with _bar("indexing", "articles", total=store.queue_length()) as advance, _interruptible() as stop:
             worker = Worker(assembly.store, connected.ingest, on_progress=advance)
-            totals = worker.drain()
+            totals = worker.drain(stop)
+        if stop.is_set():
+            raise KeyboardInterrupt
         worker.sweep()
         return totals
     finally:
         assembly.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that the batch under way is finished; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def interrupted(_signal: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _answer(settings: Settings, text: str, parameters: dict[str, Any]) -> dict[str, Any]:
