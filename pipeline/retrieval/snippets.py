@@ -22,8 +22,9 @@ def matched_terms(passage: Passage, weights: Mapping[str, float]) -> list[str]:
 
 
 def matched_spans(passage: Passage, weights: Mapping[str, float]) -> list[Span]:
-    """Where the query's terms stand in the text, in order, overlapping ones joined."""
-    spans = sorted(span for term, span in zip(passage.terms, passage.term_spans, strict=True) if term in weights)
+    """Where the query's terms stand in the text, in order, overlapping ones joined; a swallowed morpheme stands nowhere."""
+    found = zip(passage.terms, passage.term_spans, strict=True)
+    spans = sorted((start, end) for term, (start, end) in found if term in weights and start < end)
     joined: list[Span] = []
     for start, end in spans:
         if joined and start <= joined[-1][1]:
