@@ -36,7 +36,7 @@ _SPECIAL_TOKENS = 4  # begin, end and separator tokens, and one where a sentence
 class ChunkingParameters:
     """Budget of a passage in the encoder's tokens, and how many sentences neighbours share."""
 
-    max_tokens: int = 256
+    max_tokens: int = 192
     overlap_sentences: int = 1
 
 

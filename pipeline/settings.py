@@ -57,7 +57,7 @@ class EncoderSettings(_Section):
 
 class ChunkingSettings(_Section):
     max_tokens: int = Field(
-        256, ge=16, le=8192, description="tokens of the encoder a passage, title and heading included"
+        192, ge=16, le=8192, description="tokens of the encoder a passage, title and heading included"
     )
     overlap_sentences: int = Field(1, ge=0, le=5, description="sentences that a passage repeats of the one before")
 

@@ -193,7 +193,7 @@ def test_a_disk_that_refuses_the_snapshot_costs_the_next_start_alone(
 
 def test_another_chunking_is_refused_by_name_and_nothing_is_lost(indexed: Folder) -> None:
     for assembly in opened(indexed.with_passages_of(100)):
-        with pytest.raises(ManifestMismatch, match="max_tokens: index 256, running 100"):
+        with pytest.raises(ManifestMismatch, match="max_tokens: index 192, running 100"):
             assembly.connect()
     assert answers(indexed)[1] == len(ARTICLES)
 

@@ -4,8 +4,9 @@ Kiwi does not expose its vectors, but tells the cosine of any two morphemes. The
 256 fixed landmarks A (V, 256) determine it up to a rotation: with G = A[landmarks], E = A · chol(G)^-T reproduces every
 cosine. Cholesky, not an eigendecomposition: its factor is unique, so that two machines get the same vectors (to 1e-4).
 
-Then "all-but-the-top" (Mu & Viswanath 2018, https://arxiv.org/abs/1702.01417): without the mean and the first four
-principal components, which hold most of the variance and no meaning, rows of length 1.
+Then "all-but-the-top" (Mu & Viswanath 2018, https://arxiv.org/abs/1702.01417): without the mean and the first sixteen
+principal components, which hold most of the variance and no meaning, rows of length 1. Mean and components are those of
+the morphemes that carry content, the only ones that texts are summed of; endings and particles lie elsewhere.
 
 Knows nothing of texts.
 """
@@ -30,12 +31,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from pipeline.encoding.content import ContentReader
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import EncoderFailed, InvalidSetting
 
 DIM = 256  # rank of the table in kiwipiepy_model 0.24: the 257th pivot is 1e-6
-_REMOVED_COMPONENTS = 4  # 0 to 8 tried on 5,000 training pairs: Spearman .750 .806 (2) .826 (3) .828 (4) .833 (8)
-_RECIPE = "cholesky-256, all-but-the-top 4"  # part of the fingerprint: change it with every change of the derivation
+_REMOVED_COMPONENTS = 16  # 4, 8, 12, 16, 24 tried: notebooks/LOG.md, "a better table for nothing"
+_RECIPE = "cholesky-256, all-but-the-top 16 of content"  # part of the fingerprint: change it with every change of the derivation
 _MODEL_TYPE = "cong"  # the model that has embeddings and is in the package
 _EVERY_MORPHEME = 1_000_000  # more than any vocabulary
 _SKETCHED_PAIRS = 64  # cosines of neighbouring landmarks in the fingerprint
@@ -137,7 +139,8 @@ def derive_table(kiwi: Kiwi, *, progress: bool = False) -> MorphemeTable:
             "pin kiwipiepy_model==0.24.0",
         )
     cosines = landmark_cosines(kiwi, size, progress=progress)
-    vectors = without_common_directions(recovered_vectors(cosines)).astype(np.float32)
+    content = ContentReader(kiwi, size).is_row
+    vectors = without_common_directions(recovered_vectors(cosines), content).astype(np.float32)
     return MorphemeTable(vectors, model_version(), _fingerprint(kiwi, cosines))
 
 
@@ -168,10 +171,14 @@ def recovered_vectors(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors
 
 
-def without_common_directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`vectors` without their mean and first principal components, unit rows. Independent of the components' signs."""
-    centred = vectors - vectors.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+def without_common_directions(vectors: NDArray[np.float64], content: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """`vectors` without the mean and the first principal components of the `content` rows, (V,) of which are true; unit rows.
+
+    Independent of the components' signs.
+    """
+    centred = vectors - vectors[content].mean(axis=0)
+    told = centred[content]
+    _, directions = np.linalg.eigh(told.T @ told)  # ascending
     top = directions[:, -_REMOVED_COMPONENTS:]
     kept = centred - (centred @ top) @ top.T
     unit: NDArray[np.float64] = kept / np.linalg.norm(kept, axis=1, keepdims=True)
