@@ -70,6 +70,9 @@ def index(
         with _bar("reading", "articles") as advance:
             report = submit(store, paths, on_problem=_tell, on_progress=advance)
         totals = _drained(settings, store, report.last_seq) if store.queue_length() else None
+        failed = store.failures(report.first_seq, report.last_seq) if report.first_seq else {}
+        for article_id, error in failed.items():
+            _tell(f"{article_id}: {error}")
         print(
             f"{report.read:,} articles read: {report.accepted:,} new or changed, {report.unchanged:,} unchanged, "
             f"{report.refused:,} lines refused"
@@ -83,7 +86,7 @@ def index(
         _fail("stopped. What was accepted waits in the inbox: run the command again to go on")
     finally:
         database.close()
-    if (totals is not None and totals.failed) or (report.refused and not report.read):
+    if failed or (totals is not None and totals.failed) or (report.refused and not report.read):
         raise SystemExit(1)
 
 
@@ -238,6 +241,7 @@ class _EmbeddedWorker:
             worker = Worker(
                 self._assembly.store,
                 ingest,
+                alone=self._assembly.lock is not None,
                 poll_seconds=self._assembly.settings.indexers.poll_seconds,
                 on_commit=lambda: self.on_commit(),  # noqa: PLW0108 - set after the start
             )
@@ -267,7 +271,7 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
         connected = assembly.connect()
         connected.keep_up()
         with _bar("indexing", "articles", total=store.queue_length()) as advance, _interruptible() as stop:
-            worker = Worker(assembly.store, connected.ingest, on_progress=advance)
+            worker = Worker(assembly.store, connected.ingest, alone=assembly.lock is not None, on_progress=advance)
             totals = worker.drain(stop)
         if stop.is_set():
             raise KeyboardInterrupt

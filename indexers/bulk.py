@@ -20,11 +20,15 @@ _BATCH_CHARS = 4_000_000  # a batch of long articles stays within some 20 MB
 
 @dataclass(slots=True)
 class Report:
-    """What came of the files: articles accepted as new or changed, known already, and lines that were refused."""
+    """What came of the files: articles accepted as new or changed, known already, and lines that were refused.
+
+    The accepted changes are among `first_seq` .. `last_seq` (both 0 where there was none).
+    """
 
     accepted: int = 0
     unchanged: int = 0
     refused: int = 0
+    first_seq: int = 0
     last_seq: int = 0
 
     @property
@@ -60,6 +64,7 @@ def _count(answer: Accepted, report: Report) -> None:
         report.unchanged += 1
     else:
         report.accepted += 1
+        report.first_seq = report.first_seq or answer.seq
     report.last_seq = max(report.last_seq, answer.seq)
 
 

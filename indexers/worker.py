@@ -52,19 +52,24 @@ class Totals:
 
 
 class Worker:
-    """Drains the inbox. `on_commit` is called after each commit, `on_progress` with the number of settled changes."""
+    """Drains the inbox. `on_commit` is called after each commit, `on_progress` with the number of settled changes.
+
+    `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for.
+    """
 
     def __init__(
         self,
         store: ArticleStore,
         ingest: Ingest,
         *,
+        alone: bool = False,
         poll_seconds: float = 0.5,
         on_commit: Callable[[], None] = lambda: None,
         on_progress: Callable[[int], None] = lambda _settled: None,
     ) -> None:
         self._store = store
         self._ingest = ingest
+        self._alone = alone
         self._poll_seconds = poll_seconds
         self._on_commit = on_commit
         self._on_progress = on_progress
@@ -110,7 +115,7 @@ class Worker:
         """Deletes rows of replaced revisions whose grace is over, unless another worker is at it."""
         if not self._store.due_leftovers(1):
             return
-        lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS)
+        lease = self._acquired()
         if lease is not None:
             with self._held(lease):
                 while self._ingest.sweep():
@@ -141,11 +146,14 @@ class Worker:
 
     def _lease(self, stop: threading.Event | None) -> Lease | None:
         while stop is None or not stop.is_set():
-            lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS)
+            lease = self._acquired()
             if lease is not None:
                 return lease
             time.sleep(self._poll_seconds)
         return None
+
+    def _acquired(self) -> Lease | None:
+        return leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS, alone=self._alone)
 
     def _drain(self, lease: Lease, totals: Totals, stop: threading.Event | None) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="analyse") as pool:

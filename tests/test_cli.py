@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import pytest
 
 from pipeline.folder import FolderLock
+from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from tests.command_line import Outcome, Shell, finished
@@ -353,6 +354,27 @@ def test_a_second_process_waits_for_the_folder_and_says_for_whom(own: Shell) -> 
     assert outcome.code == 0
     assert "waiting for yeoul index (process" in outcome.err
     assert "1 articles indexed" in outcome.out
+
+
+def test_what_the_holder_of_the_folder_cannot_index_is_told_and_fails_the_command(own: Shell) -> None:
+    file = written(own.folder / "new.jsonl", {"id": "bad", "title": "예금", "body": "예금자 보호 한도"})
+    lock = FolderLock.take(own.folder / ".yeoul", "yeoul serve")
+    waiting = own.start("index", str(file))
+    database = StateDatabase.open(f"sqlite:///{own.folder / '.yeoul' / 'state.db'}")
+    try:
+        store, deadline = ArticleStore(database), time.monotonic() + 60
+        while not store.queued(1):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        lease = leases.acquire(database, "worker", "the holder", 60)
+        assert lease is not None
+        store.fail(store.queued(1)[0], "the encoder refused it", lease)
+        outcome = finished(waiting)
+    finally:
+        lock.release()
+        database.close()
+    assert outcome.code == 1
+    assert "bad: the encoder refused it" in outcome.err
 
 
 def test_an_interrupted_index_says_how_to_go_on(empty: Shell) -> None:

@@ -51,6 +51,15 @@ def test_a_lease_that_ran_out_is_taken_over_with_a_higher_epoch(database: StateD
         leases.renew(database, first, _LONG)
 
 
+def test_who_is_alone_takes_the_lease_of_a_killed_holder_at_once(database: StateDatabase) -> None:
+    dead = acquired(database, "a")
+    assert leases.acquire(database, "worker", "b", _LONG) is None
+    alone = leases.acquire(database, "worker", "b", _LONG, alone=True)
+    assert alone is not None
+    with pytest.raises(LeaseLost, match="taken over"):
+        leases.renew(database, dead, _LONG)
+
+
 def test_a_renewed_lease_outlives_its_first_time(database: StateDatabase) -> None:
     lease = acquired(database, "a", 0.05)
     leases.renew(database, lease, _LONG)

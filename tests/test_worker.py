@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def article(article_id: str, body: str = "본문입니다.") -> Article:
     return Article(id=article_id, title="제목", body=body)
 
 
-def worker_of(stage: Stage, ingest: Ingest | None = None, **callbacks: Callable[..., None]) -> Worker:
+def worker_of(stage: Stage, ingest: Ingest | None = None, **callbacks: Any) -> Worker:
     return Worker(stage.store, ingest or stage.ingest(), poll_seconds=0.02, **callbacks)
 
 

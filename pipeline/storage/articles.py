@@ -159,6 +159,14 @@ class ArticleStore:
         with self.database.read() as connection:
             return _settled_up_to(connection)
 
+    def failures(self, first: int, last: int) -> dict[str, str]:
+        """Article id → error of the changes accepted as `first` .. `last` that could not be indexed."""
+        query = select(inbox.c.article_id, inbox.c.error).where(
+            inbox.c.seq.between(first, last), inbox.c.state == "failed"
+        )
+        with self.database.read() as connection:
+            return {article_id: error or "" for article_id, error in connection.execute(query.order_by(inbox.c.seq))}
+
     def visible(self) -> tuple[int, int, dict[str, int]]:
         """(position of the log, settled seq, article id → visible revision), all of one moment."""
         with self.database.read() as connection:
