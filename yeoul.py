@@ -5,6 +5,7 @@ Each command imports what it needs: Kiwi, torch and the web framework together t
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import signal
@@ -39,6 +40,7 @@ app = typer.Typer(
 _LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
 _SERVER_SECONDS = 30.0  # for an answer of a running `yeoul serve`
 _FOLDER_SECONDS = 10.0  # a search waits so long for another command to end or for a server to come up
+_BULK_GC = (100_000, 20, 100)  # a bulk load makes millions of tuples and hardly a cycle: by default 8% of its time
 _MODES = ("hybrid", "dense", "lexical")
 
 
@@ -270,6 +272,8 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
     try:
         connected = assembly.connect()
         connected.keep_up()
+        gc.freeze()
+        gc.set_threshold(*_BULK_GC)
         with _bar("indexing", "articles", total=store.queue_length()) as advance, _interruptible() as stop:
             worker = Worker(assembly.store, connected.ingest, alone=assembly.lock is not None, on_progress=advance)
             totals = worker.drain(stop)

@@ -1,6 +1,6 @@
 """The worker: drains the inbox into the index, one batch after the other, under a lease.
 
-While one batch is encoded and written, Kiwi analyses the next on its own threads. A change that cannot be indexed is
+While one batch is encoded and written, Kiwi analyses the next ones on its own threads. A change that cannot be indexed is
 settled as failed and stops no other; where a store does not answer, the inbox keeps everything until it does.
 """
 
@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from pipeline.storage.leases import Lease, LeaseLost
 
 log = logging.getLogger(__name__)
 
+_Begun = tuple[list[Change], Future[list[list[AnalysedPassage]]]]  # a batch and its passages to be
+
 LEASE = "worker"
 _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
+_BATCHES_AHEAD = 2  # analysed while one is written: Kiwi's threads do not wait for a slow write
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi: a push behind a bulk load waits no longer
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
@@ -157,31 +161,31 @@ class Worker:
 
     def _drain(self, lease: Lease, totals: Totals, stop: threading.Event | None) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="analyse") as pool:
-            batch, analysed = self._begin(pool, after=0)
-            while batch and not (stop is not None and stop.is_set()):
-                following, being_analysed = self._begin(pool, after=batch[-1].seq)
+            under_way: deque[_Begun] = deque()
+            while not (stop is not None and stop.is_set()):
+                while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, under_way)):
+                    under_way.append(begun)
+                if not under_way:
+                    return
+                batch, analysed = under_way.popleft()
                 self._finish(batch, analysed, lease, totals)
                 self._on_progress(len(batch))
                 self._on_commit()
-                # What came in for an article of an earlier seq while this ran is found by starting over.
-                batch, analysed = (following, being_analysed) if following else self._begin(pool, after=0)
 
-    def _begin(
-        self, pool: ThreadPoolExecutor, *, after: int
-    ) -> tuple[list[Change], Future[list[list[AnalysedPassage]]] | None]:
+    def _begin(self, pool: ThreadPoolExecutor, under_way: Sequence[_Begun]) -> _Begun | None:
+        """Has the batch behind those `under_way` analysed; None where there is none.
+
+        With nothing under way it is the first of all that waits, whatever was added in the meantime.
+        """
+        after = under_way[-1][0][-1].seq if under_way else 0
         batch = _limited(self._store.queued(_BATCH_ARTICLES, after=after))
-        return batch, pool.submit(self._ingest.analyse, batch) if batch else None
+        return (batch, pool.submit(self._ingest.analyse, batch)) if batch else None
 
     def _finish(
-        self,
-        batch: Sequence[Change],
-        analysed: Future[list[list[AnalysedPassage]]] | None,
-        lease: Lease,
-        totals: Totals,
+        self, batch: Sequence[Change], analysed: Future[list[list[AnalysedPassage]]], lease: Lease, totals: Totals
     ) -> None:
         try:
-            parts = analysed.result() if analysed is not None else []
-            totals.add(self._ingest.write(batch, parts, lease))
+            totals.add(self._ingest.write(batch, analysed.result(), lease))
         except (Unavailable, LeaseLost):
             raise
         except Exception as error:  # noqa: BLE001 - whatever an article provokes, it fails alone

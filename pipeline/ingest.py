@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 from kiwipiepy import Token
@@ -29,6 +30,7 @@ from pipeline.storage.leases import Lease
 
 log = logging.getLogger(__name__)
 
+_TERM_START = itemgetter(1)
 _SPECIAL_TOKENS = 4  # begin, end and separator tokens, and one where a sentence's edge is cut otherwise in context
 
 
@@ -107,7 +109,7 @@ class Passages:
             text="",
             terms=(),
             term_spans=(),
-            title_terms=tuple(term.form for term in terms_of(title_morphemes)),
+            title_terms=tuple(form for form, _, _ in terms_of(title_morphemes)),
             sentence_spans=(),
             url=article.url,
             category=article.category,
@@ -144,11 +146,12 @@ class Passages:
             parts.append((heading, 0))
         text_start = heading[1] - heading[0] + 1 if heading is not None else 0
         parts.append(((piece.start, piece.end), text_start))
-        held = [
-            (term.form, (term.start - start + at, term.end - start + at))
-            for (start, end), at in parts
-            for term in _within(terms, start, end)
-        ]
+        forms: list[str] = []
+        spans: list[Span] = []
+        for (start, end), at in parts:
+            inside, shift = _within(terms, start, end), at - start
+            forms += [form for form, _, _ in inside]
+            spans += [(first + shift, last + shift) for _, first, last in inside]
         sentences = [
             (start - piece.start + text_start, end - piece.start + text_start) for start, end in piece.sentences
         ]
@@ -161,8 +164,8 @@ class Passages:
             carried.passage,
             ordinal=ordinal,
             text="\n".join(body.text[start:end] for (start, end), _ in parts),
-            terms=tuple(form for form, _ in held),
-            term_spans=tuple(span for _, span in held),
+            terms=tuple(forms),
+            term_spans=tuple(spans),
             sentence_spans=tuple(sentences),
         )
         return AnalysedPassage(passage, carried.carried_title, (*carried.morphemes, *tokens))
@@ -288,9 +291,9 @@ class Ingest:
 
 def _within(terms: Sequence[Term], start: int, end: int) -> Sequence[Term]:
     """The terms that lie inside [start, end); `terms` are sorted by their start."""
-    first = bisect_left(terms, start, key=lambda term: term.start)
-    last = bisect_left(terms, end, key=lambda term: term.start)
-    return [term for term in terms[first:last] if term.end <= end]
+    first = bisect_left(terms, start, key=_TERM_START)
+    last = bisect_left(terms, end, key=_TERM_START)
+    return [term for term in terms[first:last] if term[2] <= end]
 
 
 def _end_within(length: int, count: TokenCounter, budget: int) -> int:

@@ -35,14 +35,14 @@ _MISSED_VERBS = 0.03
 
 def _forms(analyser: Analyser, text: str) -> set[str]:
     (tokens,) = analyser.analyse([text])
-    return {term.form for term in terms_of(tokens)}
+    return {form for form, _, _ in terms_of(tokens)}
 
 
 def _shares_a_term(analyser: Analyser, word: str, sentence: str) -> bool:
     """Whether the word as a query has a term of the word as it stands in the sentence."""
     start = sentence.index(word)
     (tokens,) = analyser.analyse([sentence])
-    there = {term.form for term in terms_of(tokens) if term.start < start + len(word) and term.end > start}
+    there = {form for form, first, end in terms_of(tokens) if first < start + len(word) and end > start}
     return bool(there & analyser.query_terms(word).weights.keys())
 
 
@@ -156,14 +156,14 @@ def test_any_query_has_positive_weights_and_the_words_of_its_plain_analysis(anal
 def test_terms_stand_where_they_say(analyser: Analyser, text: str) -> None:
     (tokens,) = analyser.analyse([text])
     terms = terms_of(tokens)
-    assert [term.start for term in terms] == sorted(term.start for term in terms)
+    assert [start for _, start, _ in terms] == sorted(start for _, start, _ in terms)
     nouns = {(t.start, t.start + t.len) for t in tokens if t.tag.startswith(("NN", "S", "XPN", "MM"))}
-    for term in terms:
-        assert 0 <= term.start <= term.end <= len(text)  # equal: a morpheme that a contraction has swallowed
-        if (term.start, term.end) in nouns:
-            surface = text[term.start : term.end].lower().replace(" ", "")
+    for form, start, end in terms:
+        assert 0 <= start <= end <= len(text)  # equal: a morpheme that a contraction has swallowed
+        if (start, end) in nouns:
+            surface = text[start:end].lower().replace(" ", "")
             # A contraction is written in the syllable of its noun (걸 as 거 and ᆯ), so letters are compared.
-            assert unicodedata.normalize("NFD", surface).startswith(unicodedata.normalize("NFD", term.form))
+            assert unicodedata.normalize("NFD", surface).startswith(unicodedata.normalize("NFD", form))
 
 
 def test_analysing_many_texts_gives_what_analysing_each_gives(analyser: Analyser) -> None:

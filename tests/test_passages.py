@@ -139,7 +139,7 @@ def test_passages_without_overlap_join_to_the_article(
 def test_terms_point_at_their_text(
     analyser: Analyser, encoder: KiwiStaticEncoder, article: Article, max_tokens: int
 ) -> None:
-    everything = {t.form for t in terms_of(next(analyser.analyse([clean(article.body, article.format).text])))}
+    everything = {form for form, _, _ in terms_of(next(analyser.analyse([clean(article.body, article.format).text])))}
     for made in _made(analyser, encoder, article, max_tokens):
         passage = made.passage
         assert len(passage.terms) == len(passage.term_spans)

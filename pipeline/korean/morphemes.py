@@ -38,16 +38,10 @@ _RULES_VERSION = 2  # part of the fingerprint: raise it with every change of the
 _QUESTION_WORDS = frozenset("무엇 누구 언제 어디 얼마 어떤 어떻 어떻게 무슨 어느 몇 왜 뭐".split())
 _COMPOUND_WEIGHT = 0.5  # of a compound in a query: its parts are in the query too
 _VARIANT_WEIGHT = 0.5  # of a term that only another analysis of the query yields
+Term = tuple[str, int, int]  # one occurrence: form, and its start and end as character offsets into the analysed text
+
 _EDGES = " \t\"'`.,!?;:()[]{}<>~…·‘’“”「」『』《》〈〉"  # not part of a word
 _CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
-
-
-class Term(NamedTuple):
-    """One occurrence of a term; `start` and `end` are character offsets into the analysed text."""
-
-    form: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +91,8 @@ class Analyser:
         """
         plain = self.kiwi.tokenize(text)
         weights = {form: float(times) for form, times in Counter(_forms(plain)).items()}
-        for term in terms_of(plain):
-            weights.setdefault(term.form, _COMPOUND_WEIGHT)
+        for form, _, _ in terms_of(plain):
+            weights.setdefault(form, _COMPOUND_WEIGHT)
         for word in dict.fromkeys(stripped for word in text.split() if (stripped := word.strip(_EDGES))):
             for form in self._other_forms(word):
                 weights.setdefault(form, _VARIANT_WEIGHT)
@@ -112,7 +106,7 @@ class Analyser:
             start = carrier.index("{}")
             tokens = self.kiwi.tokenize(carrier.format(word, 을=_object_particle(word)))
             inside = [t for t in tokens if t.start >= start and t.start + t.len <= start + len(word)]
-            forms += [term.form for term in terms_of(inside)]
+            forms += [form for form, _, _ in terms_of(inside)]
         whole = word.lower()
         if len(whole) <= _MAX_TERM_CHARS and not any(len(form) > 1 and whole.startswith(form) for form in forms):
             forms.append(whole)
@@ -158,7 +152,7 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
                 run_start, run_place = start, len(found) + 1
             run.append(form)
             run_end = end
-        found.append(Term(form, start, end))
+        found.append((form, start, end))
         before = tag
     if run:
         _close(run, run_start, run_end, run_place, found)
@@ -171,7 +165,7 @@ def _close(run: Sequence[str], start: int, end: int, place: int, found: list[Ter
         return
     form = "".join(run)
     if len(form) <= _MAX_TERM_CHARS:
-        found.insert(place, Term(form, start, end))
+        found.insert(place, (form, start, end))
 
 
 class _UserWord(NamedTuple):
