@@ -177,7 +177,7 @@ def test_the_weight_moves_to_the_dense_leg_where_the_words_say_little(
     fused = fuse(candidates, method="tm2c2", alpha=alpha)
     share = min(1.0, candidates.lexical_best / attainable)
     assert fused.evidence == pytest.approx(share)
-    assert fused.alpha == pytest.approx(np.interp(share, [0.1, 0.2], [1.0, alpha]))
+    assert fused.alpha == pytest.approx(np.interp(share, [0.1, 0.18], [1.0, alpha]))
     np.testing.assert_allclose(
         fused.score, fused.alpha * fused.dense + (1 - fused.alpha) * fused.lexical, rtol=0, atol=_EPSILON
     )
