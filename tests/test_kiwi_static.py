@@ -245,12 +245,12 @@ def test_queries_passages_and_analysed_texts_agree(kiwi: Kiwi, encoder: KiwiStat
 
 def test_canonical_vectors(encoder: KiwiStaticEncoder) -> None:
     pinned = [
-        [-0.07708, 0.04015, 0.01536, -0.09498, -0.01534],
-        [0.01350, -0.08525, -0.03095, -0.07673, -0.02497],
-        [-0.01821, 0.00159, 0.06489, -0.01940, -0.00130],
+        [-0.07437, 0.00050, 0.07176, -0.06594, -0.01949],
+        [0.04062, -0.09209, -0.05569, -0.07075, -0.02955],
+        [-0.00642, -0.00784, 0.05098, -0.02685, -0.00091],
         [0.14732, -0.03993, -0.00177, 0.01376, 0.00034],
     ]
-    assert encoder.id == "kiwi-static:0.24.0:dfc98ca82f57:6a312629"
+    assert encoder.id == "kiwi-static:0.24.0:73a72f7b4942:6a312629"
     np.testing.assert_allclose(encoder.encode_queries(TEXTS[:4])[:, [0, 1, 7, 100, 255]], pinned, atol=1e-4)
 
 

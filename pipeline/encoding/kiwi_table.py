@@ -4,7 +4,7 @@ Kiwi does not expose its vectors, but tells the cosine of any two morphemes. The
 256 fixed landmarks A (V, 256) determine it up to a rotation: with G = A[landmarks], E = A · chol(G)^-T reproduces every
 cosine. Cholesky, not an eigendecomposition: its factor is unique, so that two machines get the same vectors (to 1e-4).
 
-Then "all-but-the-top" (Mu & Viswanath 2018, https://arxiv.org/abs/1702.01417): without the mean and the first sixteen
+Then "all-but-the-top" (Mu & Viswanath 2018, https://arxiv.org/abs/1702.01417): without the mean and the first eight
 principal components, which hold most of the variance and no meaning, rows of length 1. Mean and components are those of
 the morphemes that carry content, the only ones that texts are summed of; endings and particles lie elsewhere.
 
@@ -36,8 +36,8 @@ from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import EncoderFailed, InvalidSetting
 
 DIM = 256  # rank of the table in kiwipiepy_model 0.24: the 257th pivot is 1e-6
-_REMOVED_COMPONENTS = 16  # 4, 8, 12, 16, 24 tried: notebooks/LOG.md, "a better table for nothing"
-_RECIPE = "cholesky-256, all-but-the-top 16 of content"  # part of the fingerprint: change it with every change of the derivation
+_REMOVED_COMPONENTS = 8  # 4, 8, 12, 16, 24 tried: notebooks/LOG.md, "a better table for nothing"
+_RECIPE = "cholesky-256, all-but-the-top 8 of content"  # part of the fingerprint: change it with every change of the derivation
 _MODEL_TYPE = "cong"  # the model that has embeddings and is in the package
 _EVERY_MORPHEME = 1_000_000  # more than any vocabulary
 _SKETCHED_PAIRS = 64  # cosines of neighbouring landmarks in the fingerprint
