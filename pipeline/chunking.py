@@ -7,6 +7,7 @@ is cut between morphemes, at the worst between characters. Knows nothing of Kiwi
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,19 +87,23 @@ def chunk(
 
 def sentence_spans(clean: CleanText, morphemes: Sequence[Token]) -> list[Span]:
     """The sentences of `clean`, none crossing a block, white space at their ends left out."""
+    # Without calls: a bulk load comes by here for every morpheme of the corpus.
     spans: list[Span] = []
-    ends = [block.end for block in clean.blocks]
-    start: int | None = None
-    here = (-1, -1)
-    end = 0
+    ends = iter([*(block.end for block in clean.blocks), sys.maxsize])
+    block_end = next(ends)
+    sentence, start, end = -1, 0, 0
     for token in morphemes:
-        place = (token.sent_position, bisect_right(ends, token.start))
-        if place != here:
-            if start is not None and end > start:
+        token_start, token_sentence = token.start, token.sent_position
+        if token_start >= block_end or token_sentence != sentence:
+            if end > start:
                 spans.append((start, end))
-            start, here, end = token.start, place, 0
-        end = max(end, token.start + token.len)
-    if start is not None and end > start:
+            sentence, start, end = token_sentence, token_start, 0
+            while token_start >= block_end:
+                block_end = next(ends)
+        token_end = token_start + token.len
+        if token_end > end:  # noqa: PLR1730 - max() would be a call
+            end = token_end
+    if end > start:
         spans.append((start, end))
     return spans
 

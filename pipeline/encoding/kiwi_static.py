@@ -72,7 +72,7 @@ class KiwiStaticEncoder:
         table = MorphemeTable.open(kiwi, cache_dir=cache_dir, progress=progress)
         return cls(kiwi, table, default_probabilities(table.version) if probabilities is None else probabilities)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """`kiwi-static:<Kiwi model>:<table>:<weights>`, the last two as hexadecimal fingerprints."""
         weighted = hashlib.sha256(self._weights.astype("<f4").tobytes()).hexdigest()

@@ -6,6 +6,7 @@ A word is a run of letters and digits; 여울뱅크 gives 여울, 울뱅, 뱅크
 from __future__ import annotations
 
 import re
+from operator import add
 
 _WORD = re.compile(r"\w+")
 
@@ -14,5 +15,5 @@ def bigrams(text: str) -> list[str]:
     """The bigrams of `text`, lower-cased, in order, with repetitions."""
     found: list[str] = []
     for word in _WORD.findall(text.lower()):
-        found += [word[i : i + 2] for i in range(len(word) - 1)] if len(word) > 1 else [word]
+        found += map(add, word, word[1:]) if len(word) > 1 else (word,)
     return found

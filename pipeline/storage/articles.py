@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, exists, func, insert, select, update
 
 from pipeline.documents import Article, Change
 from pipeline.errors import ArticleNotFound, OlderRevision, YeoulError
@@ -22,6 +22,35 @@ from pipeline.storage.leases import Lease, check_lease
 Status = Literal["queued", "indexed", "failed", "deleted"]
 _MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
+
+
+# Statements of the write path, made once: SQLAlchemy takes longer to build one than the database to run it.
+_OF: BindParameter[str] = bindparam("of")
+_NUMBER: BindParameter[int] = bindparam("number")
+_AT: BindParameter[datetime] = bindparam("at")
+_KNOWN = select(articles).where(articles.c.id == _OF)
+_QUEUE, _REGISTER, _CHANGE = insert(inbox), insert(articles), update(articles).where(articles.c.id == _OF)
+_SUPERSEDE = (  # what waited before the settled change
+    update(inbox)
+    .where(inbox.c.article_id == _OF, inbox.c.seq < _NUMBER, inbox.c.state == "queued")
+    .values(state="superseded", settled_at=_AT, payload=None)
+)
+_SETTLE = (
+    update(inbox)
+    .where(inbox.c.seq == _NUMBER)
+    .values(state=bindparam("new_state"), settled_at=_AT, error=bindparam("new_error"), payload=None)
+)
+_SHOW = (
+    update(articles)
+    .where(articles.c.id == _OF)
+    .values(revision=bindparam("new_revision"), passages=bindparam("new_passages"), indexed_at=_AT)
+)
+_SET_STATUS = (  # a newer change may be queued meanwhile: its status stands
+    update(articles)
+    .where(articles.c.id == _OF, articles.c.accepted_seq == _NUMBER)
+    .values(status=bindparam("new_state"), error=bindparam("new_error"))
+)
+_LOG = insert(changes).values(article_id=_OF, revision=bindparam("new_revision"), seq=_NUMBER, created_at=_AT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +250,8 @@ class ArticleStore:
     # ---- the worker's side
 
     def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float) -> None:
-        """Makes `done` visible: registry, change log and inbox in one transaction, if `lease` still holds.
+        """Makes `done`, at most one change an article, visible: registry, change log and inbox in one transaction, if
+        `lease` still holds.
 
         Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`.
         """
@@ -229,10 +259,9 @@ class ArticleStore:
         due = now + timedelta(seconds=grace_seconds)
         with self.database.write() as connection:
             check_lease(connection, lease)
-            for item in done:
-                _commit(connection, item, now)
-                if _has_earlier_change(connection, item.change):
-                    note_leftovers(connection, item.change.article_id, due)
+            for start in range(0, len(done), _SQL_VARIABLES):
+                for article_id in _commit(connection, done[start : start + _SQL_VARIABLES], now):
+                    note_leftovers(connection, article_id, due)
 
     def fail(self, change: Change, error: str, lease: Lease) -> None:
         """Settles a change that cannot be indexed; what was visible stays visible, the error stands in the registry."""
@@ -240,11 +269,8 @@ class ArticleStore:
         with self.database.write() as connection:
             check_lease(connection, lease)
             _settle(connection, change, "failed", now, error=error)
-            connection.execute(
-                update(articles)
-                .where(articles.c.id == change.article_id, articles.c.accepted_seq == change.seq)
-                .values(status="failed", error=error)
-            )
+            row = {"of": change.article_id, "number": change.seq, "new_state": "failed", "new_error": error}
+            connection.execute(_SET_STATUS, [row])
             note_leftovers(connection, change.article_id, now)
 
     def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None]]:
@@ -274,15 +300,9 @@ def note_leftovers(connection: Connection, article_id: str, due: datetime) -> No
         connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
 
 
-def _has_earlier_change(connection: Connection, change: Change) -> bool:
-    """True where rows of another revision may stand: of the one before, or of one whose writing was cut short."""
-    earlier = select(inbox.c.seq).where(inbox.c.article_id == change.article_id, inbox.c.seq < change.seq).limit(1)
-    return connection.execute(earlier).scalar() is not None
-
-
 def _accept(connection: Connection, article_id: str, article: Article | None, source: str) -> Accepted:
     now = datetime.now(UTC)
-    known = connection.execute(select(articles).where(articles.c.id == article_id)).one_or_none()
+    known = connection.execute(_KNOWN, {"of": article_id}).one_or_none()
     if article is None and known is None:
         raise ArticleNotFound(article_id)
     updated_at = _effective_time(article, known, now)
@@ -291,19 +311,20 @@ def _accept(connection: Connection, article_id: str, article: Article | None, so
         if updated_at < known.updated_at and article is not None:
             raise OlderRevision(article_id, updated_at.isoformat(), known.updated_at.isoformat())
         if known.accepted_hash == digest and known.status != "failed":
-            connection.execute(update(articles).where(articles.c.id == article_id).values(updated_at=updated_at))
+            connection.execute(_CHANGE, {"of": article_id, "updated_at": updated_at})
             return Accepted(article_id, known.accepted_seq, known.revision, known.status, unchanged=True)
     payload = orjson.dumps(article.to_mapping()).decode() if article is not None else None
     result = connection.execute(
-        insert(inbox).values(
-            article_id=article_id,
-            payload=payload,
-            updated_at=updated_at,
-            accepted_at=now,
-            source=source,
-            state="queued",
-            attempts=0,
-        )
+        _QUEUE,
+        {
+            "article_id": article_id,
+            "payload": payload,
+            "updated_at": updated_at,
+            "accepted_at": now,
+            "source": source,
+            "state": "queued",
+            "attempts": 0,
+        },
     )
     seq = int(result.inserted_primary_key[0])  # type: ignore[index]  # an INSERT of one row always has a key
     values: dict[str, Any] = {
@@ -316,9 +337,9 @@ def _accept(connection: Connection, article_id: str, article: Article | None, so
         "error": None,
     }
     if known is None:
-        connection.execute(insert(articles).values(id=article_id, passages=0, **values))
+        connection.execute(_REGISTER, {"id": article_id, "passages": 0, **values})
     else:
-        connection.execute(update(articles).where(articles.c.id == article_id).values(**values))
+        connection.execute(_CHANGE, {"of": article_id, **values})
     return Accepted(article_id, seq, known.revision if known is not None else None, "queued")
 
 
@@ -333,38 +354,41 @@ def _effective_time(article: Article | None, known: Row[Any] | None, now: dateti
     return max(now, known.updated_at) if known is not None else now
 
 
-def _commit(connection: Connection, item: Indexed, now: datetime) -> None:
-    change = item.change
-    gone = change.article is None or not change.article.visible
-    revision = None if gone else change.seq
-    status: Status = "deleted" if change.article is None else "indexed"
-    _settle(connection, change, status, now)
-    before = connection.execute(select(articles.c.revision).where(articles.c.id == change.article_id)).scalar_one()
-    connection.execute(
-        update(articles)
-        .where(articles.c.id == change.article_id)
-        .values(revision=revision, passages=item.passages, indexed_at=now)
-    )
-    connection.execute(  # a newer change may be queued meanwhile: its status stands
-        update(articles)
-        .where(articles.c.id == change.article_id, articles.c.accepted_seq == change.seq)
-        .values(status=status, error=None)
-    )
-    if revision is not None or before is not None:
-        connection.execute(
-            insert(changes).values(article_id=change.article_id, revision=revision, seq=change.seq, created_at=now)
+def _commit(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[str]:
+    """Gives the articles that may have rows of another revision: of the one before, or of one whose writing was cut short."""
+    ids = [item.change.article_id for item in done]
+    known = select(articles.c.id, articles.c.revision).where(articles.c.id.in_(ids))
+    before = {row.id: row.revision for row in connection.execute(known)}
+    firsts = select(inbox.c.article_id, func.min(inbox.c.seq)).where(inbox.c.article_id.in_(ids))
+    first_seq = {row[0]: row[1] for row in connection.execute(firsts.group_by(inbox.c.article_id))}
+    rows: list[dict[str, Any]] = []
+    for item in done:
+        gone = item.change.article is None or not item.change.article.visible
+        rows.append(
+            {
+                "of": item.change.article_id,
+                "number": item.change.seq,
+                "at": now,
+                "new_error": None,
+                "new_state": "deleted" if item.change.article is None else "indexed",
+                "new_revision": None if gone else item.change.seq,
+                "new_passages": item.passages,
+            }
         )
+    connection.execute(_SUPERSEDE, rows)
+    connection.execute(_SETTLE, rows)
+    connection.execute(_SHOW, rows)
+    connection.execute(_SET_STATUS, rows)
+    logged = [row for row in rows if row["new_revision"] is not None or before[row["of"]] is not None]
+    if logged:
+        connection.execute(_LOG, logged)
+    return [row["of"] for row in rows if first_seq[row["of"]] < row["number"]]
 
 
 def _settle(connection: Connection, change: Change, state: str, now: datetime, error: str | None = None) -> None:
-    connection.execute(
-        update(inbox)
-        .where(inbox.c.article_id == change.article_id, inbox.c.seq < change.seq, inbox.c.state == "queued")
-        .values(state="superseded", settled_at=now, payload=None)
-    )
-    connection.execute(
-        update(inbox).where(inbox.c.seq == change.seq).values(state=state, settled_at=now, error=error, payload=None)
-    )
+    row = {"of": change.article_id, "number": change.seq, "at": now, "new_state": state, "new_error": error}
+    connection.execute(_SUPERSEDE, [row])
+    connection.execute(_SETTLE, [row])
 
 
 def _settled_up_to(connection: Connection) -> int:
