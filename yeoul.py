@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from indexers.worker import Totals
     from pipeline.assembly import Assembly
+    from pipeline.korean.morphemes import Analyser
     from pipeline.retrieval.query import SearchRequest
     from pipeline.storage.articles import ArticleStore
 
@@ -40,7 +41,7 @@ app = typer.Typer(
 _LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
 _SERVER_SECONDS = 30.0  # for an answer of a running `yeoul serve`
 _FOLDER_SECONDS = 10.0  # a search waits so long for another command to end or for a server to come up
-_BULK_GC = (100_000, 20, 100)  # a bulk load makes millions of tuples and hardly a cycle: by default 8% of its time
+_BULK_GC = (1_000_000, 20, 100)  # a bulk load makes millions of tuples and hardly a cycle: by default 8% of its time
 _MODES = ("hybrid", "dense", "lexical")
 
 
@@ -61,7 +62,10 @@ def index(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders: .jsonl .csv .parquet .md .html, also .gz")],
 ) -> None:
     """Read articles from files and make them searchable."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from indexers.bulk import submit
+    from pipeline.korean.morphemes import Analyser
     from pipeline.storage.articles import ArticleStore
     from pipeline.storage.database import StateDatabase
 
@@ -69,9 +73,18 @@ def index(
     database = StateDatabase.open(settings.state_url)
     try:
         store = ArticleStore(database)
-        with _bar("reading", "articles") as advance:
-            report = submit(store, paths, on_problem=_tell, on_progress=advance)
-        totals = _drained(settings, store, report.last_seq) if store.queue_length() else None
+        with ThreadPoolExecutor(1, thread_name_prefix="kiwi") as pool:
+            starting: list[Future[Analyser]] = []  # as soon as there is something to index, while the rest is read
+
+            def read(articles: int) -> None:
+                advance(articles)
+                if not starting and store.queue_length():
+                    starting.append(pool.submit(Analyser.open, settings.user_words))
+
+            with _bar("reading", "articles") as advance:
+                report = submit(store, paths, on_problem=_tell, on_progress=read)
+            read(0)
+            totals = _drained(settings, store, report.last_seq, starting[0].result) if starting else None
         failed = store.failures(report.first_seq, report.last_seq) if report.first_seq else {}
         for article_id, error in failed.items():
             _tell(f"{article_id}: {error}")
@@ -251,7 +264,7 @@ class _EmbeddedWorker:
             worker.run(self._stop)
 
 
-def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals | None:
+def _drained(settings: Settings, store: ArticleStore, last_seq: int, analyser: Callable[[], Analyser]) -> Totals | None:
     """Indexes what waits in the inbox, here or, where another process holds the folder, there (then None)."""
     from indexers.worker import Worker
     from pipeline.assembly import Assembly
@@ -259,7 +272,7 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int) -> Totals |
     told = False
     while True:
         try:
-            assembly = Assembly.open(settings, command="yeoul index", progress=sys.stderr.isatty())
+            assembly = Assembly.open(settings, command="yeoul index", analyser=analyser, progress=sys.stderr.isatty())
             break
         except FolderInUse as error:
             if store.settled_up_to() >= last_seq:

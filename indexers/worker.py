@@ -31,7 +31,7 @@ _Begun = tuple[list[Change], Future[list[list[AnalysedPassage]]]]  # a batch and
 
 LEASE = "worker"
 _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
-_BATCHES_AHEAD = 2  # analysed while one is written: Kiwi's threads do not wait for a slow write
+_BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi: a push behind a bulk load waits no longer
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over

@@ -57,17 +57,26 @@ class Assembly:
         self._connected: Connected | None = None
 
     @classmethod
-    def open(cls, settings: Settings, *, command: str, progress: bool = False) -> Assembly:
+    def open(
+        cls,
+        settings: Settings,
+        *,
+        command: str,
+        analyser: Callable[[], Analyser] | None = None,
+        progress: bool = False,
+    ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
+
+        `analyser` gives a Kiwi that was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
         lock = FolderLock.take(settings.data_dir, command) if settings.milvus_is_lite else None
         try:
             with ThreadPoolExecutor(1) as pool:
-                analyser = pool.submit(Analyser.open, settings.user_words)
+                starting = pool.submit(analyser or (lambda: Analyser.open(settings.user_words)))
                 database = StateDatabase.open(settings.state_url)
-                kiwi = analyser.result()
+                kiwi = starting.result()
             return cls(settings, database, kiwi, encoder_of(settings, kiwi, progress=progress), lock)
         except BaseException:
             if lock is not None:

@@ -392,9 +392,10 @@ def _created(client: MilvusClient, name: str, dim: int, index: IndexKind, *, all
             )
         )
         indexes.add_index(LEXICAL, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
-    client.create_collection(
-        name, schema=schema, index_params=indexes, consistency_level="Bounded", timeout=_BUILD_SECONDS
-    )
+    client.create_collection(name, schema=schema, consistency_level="Bounded", timeout=_BUILD_SECONDS)
+    # By default pymilvus sleeps half a second an index before it looks; there is nothing to build yet, and loading waits.
+    client.create_index(name, indexes, timeout=_BUILD_SECONDS, sync=False)
+    client.load_collection(name, timeout=_BUILD_SECONDS)
     return lexical
 
 
