@@ -52,7 +52,7 @@ class Segment:
     ) -> Segment:
         """The segment of distinct ascending `keys` (term << 32 | row) with their counts."""
         term_of = keys >> _TERM_SHIFT
-        first = np.flatnonzero(np.diff(term_of, prepend=_ABSENT))
+        first = _changes(term_of)
         return cls(
             serial=serial,
             terms=term_of[first].astype(np.int32),
@@ -156,8 +156,8 @@ class Postings:
         keys <<= _TERM_SHIFT
         keys |= np.repeat(rows, counts)
         keys.sort()
-        first = np.flatnonzero(np.diff(keys, prepend=_ABSENT))
-        tf = np.minimum(np.diff(np.append(first, len(keys))), MAX_TF).astype(np.uint16)
+        first = _changes(keys)
+        tf = np.minimum(np.diff(first, append=len(keys)), MAX_TF).astype(np.uint16)
         keys = keys[first]
         self._place(keys, tf, rows.astype(np.int32))
         self._settle()
@@ -260,3 +260,8 @@ class Postings:
             if large.live <= 2 * small.live and small.live + large.live <= self._cap:
                 return [small, large]
         return None
+
+
+def _changes(ascending: NDArray[np.int64]) -> Integers:
+    """Where a value differs from the one before it, the first place included."""
+    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(ascending)])

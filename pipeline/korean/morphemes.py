@@ -134,7 +134,8 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
         tag = token.tag
         if tag not in _CONTENT_TAGS:
             if run:
-                _close(run, run_start, run_end, run_place, found)
+                if len(run) > 1:
+                    _close(run, run_start, run_end, run_place, found)
                 run = []
             continue
         form, start = token.form.lower(), token.start
@@ -145,7 +146,8 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
         if tag == "NNB":  # 영업일, 결제일; alone it is no beginning
             joins = bool(run) and before not in _NUMBER_TAGS
         if run and not (joins and start == run_end):
-            _close(run, run_start, run_end, run_place, found)
+            if len(run) > 1:
+                _close(run, run_start, run_end, run_place, found)
             run = []
         if joins:
             if not run:
@@ -154,15 +156,13 @@ def terms_of(tokens: Sequence[Token]) -> list[Term]:
             run_end = end
         found.append((form, start, end))
         before = tag
-    if run:
+    if len(run) > 1:
         _close(run, run_start, run_end, run_place, found)
     return found
 
 
 def _close(run: Sequence[str], start: int, end: int, place: int, found: list[Term]) -> None:
-    """Puts the compound of `run` behind its first part, where it is one."""
-    if len(run) < 2:
-        return
+    """Puts the compound of `run`, two or more nouns, behind its first part."""
     form = "".join(run)
     if len(form) <= _MAX_TERM_CHARS:
         found.insert(place, (form, start, end))
