@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -144,6 +144,25 @@ def filled(kind: str, opener: Any) -> Shelf:
 
 
 # ---- scores
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "lexical"])
+def test_the_rarest_shared_word_is_that_of_the_passage_with_the_best_words(filled: Shelf, mode: str) -> None:
+    """Written out over every passage; without a word in common it is 1, as it is with a word of which nothing is known."""
+    for words, rarities in (
+        (["대출"], {"대출": 0.2}),
+        (["세금", "신고"], {"세금": 0.1, "신고": 0.7}),
+        (["세금", "신고"], {"세금": 0.1}),
+        (["없는말"], {"없는말": 0.3}),
+    ):
+        query = question(words, mode=mode)
+        assert query.terms is not None
+        query = replace(query, terms=replace(query.terms, rarities=rarities))
+        wanted = expected(filled.there, query, PARAMETERS)
+        best = min(wanted, key=lambda i: (-wanted[i][1], i), default=None)
+        held = {t for p in filled.there if p.id == best for t in (*p.title_terms, *p.terms)} & set(words)
+        rarest = max((rarities.get(term, 1.0) for term in held), default=1.0)
+        assert filled.engine.search(query).lexical_rarest == rarest
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense"])

@@ -169,15 +169,15 @@ def test_a_score_does_not_depend_on_the_order_of_the_candidates(
     np.testing.assert_allclose(shuffled.score, straight.score[list(order)], rtol=0, atol=_EPSILON)
 
 
-@given(_PAIRS, _ALPHAS, st.floats(0.01, 1000))
-def test_the_weight_moves_to_the_dense_leg_where_the_words_say_little(
-    pairs: list[tuple[float, float]], alpha: float, attainable: float
+@given(_PAIRS, _ALPHAS, st.floats(0.01, 1000), st.floats(0, 1))
+def test_the_weight_moves_to_the_dense_leg_where_the_words_prove_little(
+    pairs: list[tuple[float, float]], alpha: float, attainable: float, rarest: float
 ) -> None:
-    candidates = replace(_candidates(pairs), lexical_attainable=attainable)
+    candidates = replace(_candidates(pairs), lexical_attainable=attainable, lexical_rarest=rarest)
     fused = fuse(candidates, method="tm2c2", alpha=alpha)
     share = min(1.0, candidates.lexical_best / attainable)
     assert fused.evidence == pytest.approx(share)
-    assert fused.alpha == pytest.approx(np.interp(share, [0.1, 0.18], [1.0, alpha]))
+    assert fused.alpha == pytest.approx(np.interp(share, [0.1, 0.39 - 0.24 * rarest], [1.0, alpha]))
     np.testing.assert_allclose(
         fused.score, fused.alpha * fused.dense + (1 - fused.alpha) * fused.lexical, rtol=0, atol=_EPSILON
     )

@@ -1,4 +1,5 @@
-"""How often each content morpheme occurs in Korean: p(morpheme), for the weights of `kiwi-static`.
+"""How often each content morpheme occurs in Korean: p(morpheme), for the weights of `kiwi-static`, and p(form), for telling
+common words from rare ones.
 
 The shipped table was counted over 13.4 million characters of articles of the everyday-law portal easylaw.go.kr (free
 use) and 169,392 Korean passages of public repositories: easylaw; documentation of Microsoft (SQL Server, .NET, Dynamics,
@@ -11,7 +12,9 @@ Knows nothing of vectors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import resources
 
 import numpy as np
@@ -20,8 +23,10 @@ from numpy.typing import NDArray
 
 from pipeline.encoding.content import ContentReader
 from pipeline.encoding.encoder import FloatArray
-from pipeline.encoding.kiwi_table import vocabulary_size
+from pipeline.encoding.kiwi_table import model_version, vocabulary_size
 from pipeline.errors import EncoderFailed
+
+log = logging.getLogger(__name__)
 
 _COUNTED_WITH = "0.24.0"  # the Kiwi model whose ids the shipped table has
 _FILE = "word_probabilities.npy"  # uint8 (70488,)
@@ -59,6 +64,24 @@ def default_probabilities(version: str) -> FloatArray:
     with resources.files(__package__).joinpath(_FILE).open("rb") as file:
         codes = np.load(file, allow_pickle=False)
     return unpacked(codes)
+
+
+@lru_cache(maxsize=1)
+def form_probabilities(kiwi: Kiwi) -> dict[str, float]:
+    """Lower-cased form → p of the content morphemes that are written so, together; a form that is not here was never seen.
+
+    Empty for a Kiwi model that the shipped table was not counted with.
+    """
+    try:
+        probabilities = default_probabilities(model_version())
+    except EncoderFailed as error:
+        log.warning("every word counts as rare: %s", error)
+        return {}
+    found: dict[str, float] = {}
+    for row in np.flatnonzero(probabilities).tolist():
+        form = kiwi.morpheme(row).form.lower()
+        found[form] = found.get(form, 0.0) + float(probabilities[row])
+    return found
 
 
 def packed(probabilities: FloatArray) -> NDArray[np.uint8]:

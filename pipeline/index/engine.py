@@ -41,8 +41,9 @@ class Candidates:
     `dense`: inner products in [-1, 1]; `lexical`: weighted BM25, >= 0; both float64, higher is better, NaN where the leg is
     off. `dense_best` and `lexical_best` are the maxima over *all* passages that pass the filter, not over the candidates
     alone, so that no normalised score depends on how many were fetched. `lexical_attainable` is what a text that says every
-    word of the query over and over would come to (0 where it is not known): how good `lexical_best` is. `failed` names the legs that could not answer,
-    each with the reason.
+    word of the query over and over would come to (0 where it is not known): how good `lexical_best` is. `lexical_rarest` is
+    the rarity (0..1, see LexicalQuery) of the rarest term in the passage that has `lexical_best`, the first by id where
+    several have it. `failed` names the legs that could not answer, each with the reason.
     """
 
     passage_ids: Sequence[str]
@@ -52,6 +53,7 @@ class Candidates:
     dense_best: float
     lexical_best: float
     lexical_attainable: float = 0.0
+    lexical_rarest: float = 1.0
     failed: Mapping[str, str] = field(default_factory=dict)
 
 

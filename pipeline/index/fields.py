@@ -8,7 +8,7 @@ weights were measured (README, "Decisions"). Rows are those of the owner, who al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,13 +37,22 @@ class LexicalParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LexicalQuery:
-    """A query as the fields read it: weighted Kiwi terms and the bigrams of its text. Falsy where it has neither."""
+    """A query as the fields read it: weighted Kiwi terms and the bigrams of its text. Falsy where it has neither.
+
+    `rarities`, 0..1, says how rare a term is in the language; a term that is not there is as rare as can be. No score
+    depends on it.
+    """
 
     terms: dict[str, float] = field(default_factory=dict)
     bigrams: tuple[str, ...] = ()
+    rarities: dict[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.terms or self.bigrams)
+
+    def rarest(self, held: Iterable[str]) -> float:
+        """The rarity of the rarest term among `held`, 0..1; 1 where there is none."""
+        return max((self.rarities.get(term, 1.0) for term in held), default=1.0)
 
 
 def documents_of(passages: Sequence[Passage]) -> tuple[list[Document], list[Document], list[Document]]:
@@ -132,6 +141,10 @@ class LexicalFields:
         total += self.bigrams.scores(query.bigrams) * self.parameters.bigram_weight
         total += self.title.scores(query.terms) * self.parameters.title_weight
         return total
+
+    def held(self, query: LexicalQuery, row: int) -> list[str]:
+        """The terms of `query` that the passage at `row` holds, in text or title."""
+        return self.morphemes.matched(query.terms, [row])[0]
 
     def scores_at(self, query: LexicalQuery, rows: NDArray[np.intp]) -> Scores:
         """float64 (len(rows),): `scores(query)[rows]` at the cost of these rows."""

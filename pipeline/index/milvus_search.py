@@ -139,14 +139,18 @@ class MilvusSearch:
         ids = [p.id for p in passages]
         dense = lexical = np.full(len(ids), np.nan)
         kept: set[int] = set()
-        attainable = 0.0
+        attainable, rarest = 0.0, 1.0
         if query.vector is not None:
             dense = inner_products(vectors, query.vector)
             kept.update(best_first(dense, ids)[: query.candidates])
         if query.terms is not None:
             scorer = self._scoring.scorer(query.terms)
             lexical, attainable = np.round(scorer.scores(passages), LEXICAL_DECIMALS), scorer.attainable
-            kept.update([place for place in best_first(lexical, ids) if lexical[place] > 0][: query.candidates])
+            ordered = best_first(lexical, ids)
+            kept.update([place for place in ordered if lexical[place] > 0][: query.candidates])
+            if ordered:
+                best = passages[ordered[0]]
+                rarest = query.terms.rarest(query.terms.terms.keys() & {*best.title_terms, *best.terms})
         places = sorted(kept)
         return Candidates(
             passage_ids=[ids[place] for place in places],
@@ -156,6 +160,7 @@ class MilvusSearch:
             dense_best=float(dense.max()) if query.vector is not None and ids else 0.0,
             lexical_best=float(lexical.max()) if query.terms is not None and ids else 0.0,
             lexical_attainable=attainable,
+            lexical_rarest=rarest,
             failed=failed,
         )
 

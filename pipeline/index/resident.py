@@ -139,7 +139,15 @@ class ResidentEngine:
                 dense_best=float(exact.max()) if dense is not None and len(rows) else 0.0,
                 lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
                 lexical_attainable=self._lexical.scorer(query.terms).attainable if query.terms is not None else 0.0,
+                lexical_rarest=self._rarest(query.terms, lexical, rows),
             )
+
+    def _rarest(self, terms: LexicalQuery | None, lexical: NDArray[np.float64] | None, rows: Rows) -> float:
+        if terms is None or lexical is None or not len(rows):
+            return 1.0
+        scores = lexical[rows]
+        best: list[int] = rows[scores == scores.max()].tolist()
+        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._ids[row] or "")))
 
     def _dense(self, query: EngineQuery) -> NDArray[np.float64] | None:
         if query.vector is None:

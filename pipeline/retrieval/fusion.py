@@ -16,10 +16,7 @@ normalised, and so in what a score means.
 Only `tm2c2` (and `dpr`) give a score that does not depend on which other candidates were fetched: its minima are the
 theoretical ones and its maxima are exact. Higher is better everywhere.
 
-`alpha` adapts to the evidence of the words: the best passage's BM25 as a share of what the query could attain. A query
-whose words hardly occur (a paraphrase) has a best BM25 that says nothing, and dividing by it would make noise a 1. At a
-share of .18 and above `alpha` is the one that was asked for, at .1 and below it is 1, in between it moves evenly. Measured:
-README, "Decisions".
+`alpha` adapts to what the words prove (`evidence.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InvalidSetting
 from pipeline.index.engine import Candidates
+from pipeline.retrieval.evidence import adapted, evidence
 
 Method = Literal["tm2c2", "minmax", "zscore", "rrf", "dpr"]
 Column = NDArray[np.float64]
@@ -42,9 +40,6 @@ SCORE_DECIMALS = 6  # scores are compared, paged and shown at this precision: wh
 
 _MEASURED_ALPHA = {"kiwi-static": 0.1}  # by the first part of the encoder's id; see README, "Decisions"
 _UNMEASURED_ALPHA = 0.4  # of an encoder nobody measured yet: below the weight where a weak encoder does harm
-
-
-_NO_EVIDENCE, _ENOUGH_EVIDENCE = 0.1, 0.18  # shares of the attainable BM25; measured: notebooks/LOG.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +61,6 @@ def default_alpha(encoder_id: str) -> float:
     return _MEASURED_ALPHA.get(encoder_id.split(":", maxsplit=1)[0], _UNMEASURED_ALPHA)
 
 
-def evidence(candidates: Candidates) -> float:
-    """The best lexical score as a share of what the query could attain, 0..1; 1 where that is not known."""
-    attainable = candidates.lexical_attainable
-    return min(1.0, candidates.lexical_best / attainable) if attainable > 0 else 1.0
-
-
-def adapted(alpha: float, share: float) -> float:
-    """`alpha` where the words say enough (`share` of `evidence`), 1 where they say nothing, evenly in between."""
-    if share >= _ENOUGH_EVIDENCE:
-        return alpha
-    trust = max(0.0, (share - _NO_EVIDENCE) / (_ENOUGH_EVIDENCE - _NO_EVIDENCE))
-    return 1.0 + (alpha - 1.0) * trust
-
-
 def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 60, adaptive: bool = True) -> Fused:
     """Normalises both legs by `method` and adds them up; `adaptive` lets `alpha` follow the evidence (tm2c2 alone).
 
@@ -96,7 +77,7 @@ def fuse(candidates: Candidates, *, method: Method, alpha: float, rrf_k: int = 6
     elif method == "rrf":
         alpha = 0.5
     elif method == "tm2c2" and adaptive:
-        alpha = adapted(alpha, share)
+        alpha = adapted(alpha, share, candidates.lexical_rarest)
     score = np.zeros(len(dense))
     if not dense_off:
         score += alpha * dense

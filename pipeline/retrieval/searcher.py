@@ -12,11 +12,13 @@ from dataclasses import astuple, dataclass, field, replace
 
 from pipeline.documents import Passage, Span
 from pipeline.encoding.encoder import Encoder, FloatArray, TermEncoder
+from pipeline.encoding.word_probabilities import form_probabilities
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.index.engine import Candidates, Engine, EngineQuery
 from pipeline.index.fields import LexicalQuery
 from pipeline.korean.bigrams import bigrams
 from pipeline.korean.morphemes import Analyser
+from pipeline.retrieval.evidence import rarities
 from pipeline.retrieval.fusion import Fused, Method, fuse
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.ranking import RankedArticle, ScoredPassage, page, rank
@@ -168,7 +170,9 @@ class Searcher:
 
     def terms(self, text: str) -> LexicalQuery:
         """The lexical query of a text."""
-        return LexicalQuery(terms=self._analyser.query_terms(text).weights, bigrams=tuple(bigrams(text)))
+        weights = self._analyser.query_terms(text).weights
+        known = form_probabilities(self._analyser.kiwi)
+        return LexicalQuery(terms=weights, bigrams=tuple(bigrams(text)), rarities=rarities(weights, known))
 
     def candidates(
         self, engine: Engine, request: SearchRequest, understood: Understood
