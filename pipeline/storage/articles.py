@@ -12,45 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
 from pipeline.documents import Article, Change
 from pipeline.errors import ArticleNotFound, OlderRevision, YeoulError
+from pipeline.storage import statements
 from pipeline.storage.database import StateDatabase, articles, changes, inbox, leftovers
 from pipeline.storage.leases import Lease, check_lease
 
 Status = Literal["queued", "indexed", "failed", "deleted"]
 _MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
-
-
-# Statements of the write path, made once: SQLAlchemy takes longer to build one than the database to run it.
-_OF: BindParameter[str] = bindparam("of")
-_NUMBER: BindParameter[int] = bindparam("number")
-_AT: BindParameter[datetime] = bindparam("at")
-_KNOWN = select(articles).where(articles.c.id == _OF)
-_QUEUE, _REGISTER, _CHANGE = insert(inbox), insert(articles), update(articles).where(articles.c.id == _OF)
-_SUPERSEDE = (  # what waited before the settled change
-    update(inbox)
-    .where(inbox.c.article_id == _OF, inbox.c.seq < _NUMBER, inbox.c.state == "queued")
-    .values(state="superseded", settled_at=_AT, payload=None)
-)
-_SETTLE = (
-    update(inbox)
-    .where(inbox.c.seq == _NUMBER)
-    .values(state=bindparam("new_state"), settled_at=_AT, error=bindparam("new_error"), payload=None)
-)
-_SHOW = (
-    update(articles)
-    .where(articles.c.id == _OF)
-    .values(revision=bindparam("new_revision"), passages=bindparam("new_passages"), indexed_at=_AT)
-)
-_SET_STATUS = (  # a newer change may be queued meanwhile: its status stands
-    update(articles)
-    .where(articles.c.id == _OF, articles.c.accepted_seq == _NUMBER)
-    .values(status=bindparam("new_state"), error=bindparam("new_error"))
-)
-_LOG = insert(changes).values(article_id=_OF, revision=bindparam("new_revision"), seq=_NUMBER, created_at=_AT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +242,7 @@ class ArticleStore:
             check_lease(connection, lease)
             _settle(connection, change, "failed", now, error=error)
             row = {"of": change.article_id, "number": change.seq, "new_state": "failed", "new_error": error}
-            connection.execute(_SET_STATUS, [row])
+            connection.execute(statements.SET_STATUS, [row])
             note_leftovers(connection, change.article_id, now)
 
     def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None]]:
@@ -302,7 +274,7 @@ def note_leftovers(connection: Connection, article_id: str, due: datetime) -> No
 
 def _accept(connection: Connection, article_id: str, article: Article | None, source: str) -> Accepted:
     now = datetime.now(UTC)
-    known = connection.execute(_KNOWN, {"of": article_id}).one_or_none()
+    known = connection.execute(statements.KNOWN, {"of": article_id}).one_or_none()
     if article is None and known is None:
         raise ArticleNotFound(article_id)
     updated_at = _effective_time(article, known, now)
@@ -311,11 +283,11 @@ def _accept(connection: Connection, article_id: str, article: Article | None, so
         if updated_at < known.updated_at and article is not None:
             raise OlderRevision(article_id, updated_at.isoformat(), known.updated_at.isoformat())
         if known.accepted_hash == digest and known.status != "failed":
-            connection.execute(_CHANGE, {"of": article_id, "updated_at": updated_at})
+            connection.execute(statements.CHANGE, {"of": article_id, "updated_at": updated_at})
             return Accepted(article_id, known.accepted_seq, known.revision, known.status, unchanged=True)
     payload = orjson.dumps(article.to_mapping()).decode() if article is not None else None
     result = connection.execute(
-        _QUEUE,
+        statements.QUEUE,
         {
             "article_id": article_id,
             "payload": payload,
@@ -337,9 +309,9 @@ def _accept(connection: Connection, article_id: str, article: Article | None, so
         "error": None,
     }
     if known is None:
-        connection.execute(_REGISTER, {"id": article_id, "passages": 0, **values})
+        connection.execute(statements.REGISTER, {"id": article_id, "passages": 0, **values})
     else:
-        connection.execute(_CHANGE, {"of": article_id, **values})
+        connection.execute(statements.CHANGE, {"of": article_id, **values})
     return Accepted(article_id, seq, known.revision if known is not None else None, "queued")
 
 
@@ -375,20 +347,20 @@ def _commit(connection: Connection, done: Sequence[Indexed], now: datetime) -> l
                 "new_passages": item.passages,
             }
         )
-    connection.execute(_SUPERSEDE, rows)
-    connection.execute(_SETTLE, rows)
-    connection.execute(_SHOW, rows)
-    connection.execute(_SET_STATUS, rows)
+    connection.execute(statements.SUPERSEDE, rows)
+    connection.execute(statements.SETTLE, rows)
+    connection.execute(statements.SHOW, rows)
+    connection.execute(statements.SET_STATUS, rows)
     logged = [row for row in rows if row["new_revision"] is not None or before[row["of"]] is not None]
     if logged:
-        connection.execute(_LOG, logged)
+        connection.execute(statements.LOG, logged)
     return [row["of"] for row in rows if first_seq[row["of"]] < row["number"]]
 
 
 def _settle(connection: Connection, change: Change, state: str, now: datetime, error: str | None = None) -> None:
     row = {"of": change.article_id, "number": change.seq, "at": now, "new_state": state, "new_error": error}
-    connection.execute(_SUPERSEDE, [row])
-    connection.execute(_SETTLE, [row])
+    connection.execute(statements.SUPERSEDE, [row])
+    connection.execute(statements.SETTLE, [row])
 
 
 def _settled_up_to(connection: Connection) -> int:
