@@ -79,7 +79,7 @@ def index(
             def read(articles: int) -> None:
                 advance(articles)
                 if not starting and store.queue_length():
-                    starting.append(pool.submit(Analyser.open, settings.user_words))
+                    starting.append(pool.submit(Analyser.open, settings.user_words, synonyms=settings.synonyms))
 
             with _bar("reading", "articles") as advance:
                 report = submit(store, paths, on_problem=_tell, on_progress=read)
@@ -181,7 +181,7 @@ def evaluate(
     from pipeline.korean.morphemes import Analyser
 
     settings = configuration.load()
-    analyser = Analyser.open(settings.user_words)
+    analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
     encoder = assembly.encoder_of(settings, analyser, progress=sys.stderr.isatty())
     evaluation = runner.run(
         folder,

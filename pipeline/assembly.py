@@ -74,7 +74,9 @@ class Assembly:
         lock = FolderLock.take(settings.data_dir, command) if settings.milvus_is_lite else None
         try:
             with ThreadPoolExecutor(1) as pool:
-                starting = pool.submit(analyser or (lambda: Analyser.open(settings.user_words)))
+                starting = pool.submit(
+                    analyser or (lambda: Analyser.open(settings.user_words, synonyms=settings.synonyms))
+                )
                 database = StateDatabase.open(settings.state_url)
                 kiwi = starting.result()
             return cls(settings, database, kiwi, encoder_of(settings, kiwi, progress=progress), lock)

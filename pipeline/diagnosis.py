@@ -74,7 +74,7 @@ def _database(settings: Settings) -> str:
 
 def _encoder(settings: Settings, opened: list[Manifest]) -> str:
     """Puts what an index made now would be built with into `opened`."""
-    analyser = Analyser.open(settings.user_words)
+    analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
     encoder = assembly.encoder_of(settings, analyser)
     opened.append(assembly.running_manifest(settings, analyser, encoder))
     return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"

@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".yeoul"), description="folder of the state database, of Milvus Lite and of the lock")
     database_url: str = Field("", description="SQLAlchemy URL of the state database; empty: SQLite in DATA_DIR")
     user_words: Path | None = Field(None, description="user dictionary: TSV of word, tag, score")
+    synonyms: Path | None = Field(
+        None, description="your own synonyms, before the shipped ones: TSV of a word and its like"
+    )
     engine: Literal["resident", "milvus"] = Field(
         "resident", description="resident: exact, in memory; milvus: for larger corpora"
     )

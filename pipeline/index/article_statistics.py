@@ -78,6 +78,7 @@ class ArticleStatistics:
         with self._lock:
             return PassageScorer(
                 parameters=self._parameters,
+                asked=morphemes.scorer(query.asked),
                 morphemes=morphemes.scorer(query.terms),
                 bigrams=bigrams.scorer(query.bigrams),
                 title=title.scorer(query.terms),

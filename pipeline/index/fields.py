@@ -39,16 +39,22 @@ class LexicalParameters:
 class LexicalQuery:
     """A query as the fields read it: weighted Kiwi terms and the bigrams of its text. Falsy where it has neither.
 
-    `rarities`, 0..1, says how rare a term is in the language; a term that is not there is as rare as can be. No score
+    `synonyms` are those of `terms` that only stand for others: they score, but nobody asked for them. `rarities`, 0..1, says how rare a term is in the language; a term that is not there is as rare as can be. No score
     depends on it.
     """
 
     terms: dict[str, float] = field(default_factory=dict)
     bigrams: tuple[str, ...] = ()
+    synonyms: frozenset[str] = frozenset()
     rarities: dict[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.terms or self.bigrams)
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """The terms without their synonyms."""
+        return {term: weight for term, weight in self.terms.items() if term not in self.synonyms}
 
     def rarest(self, held: Iterable[str]) -> float:
         """The rarity of the rarest term among `held`, 0..1; 1 where there is none."""
@@ -69,14 +75,16 @@ class PassageScorer:
     """A lexical query with the statistics of one moment; scores any passage. Safe to use from any thread."""
 
     parameters: LexicalParameters
+    asked: DocumentScorer
     morphemes: DocumentScorer
     bigrams: DocumentScorer
     title: DocumentScorer
 
     @property
     def attainable(self) -> float:
-        """The lexical score of a text that says every morpheme and bigram of the query over and over, the title aside."""
-        return self.morphemes.attainable + self.bigrams.attainable * self.parameters.bigram_weight
+        """The lexical score of a text that says every morpheme and bigram of the query over and over, title and synonyms
+        aside."""
+        return self.asked.attainable + self.bigrams.attainable * self.parameters.bigram_weight
 
     def scores(self, passages: Sequence[Passage]) -> Scores:
         """float64 (len(passages),): the lexical score of each, as `LexicalFields.scores` gives it for its rows."""
@@ -130,6 +138,7 @@ class LexicalFields:
         """Scores passages, here or not, for `query` by what is here now."""
         return PassageScorer(
             parameters=self.parameters,
+            asked=self.morphemes.scorer(query.asked),
             morphemes=self.morphemes.scorer(query.terms),
             bigrams=self.bigrams.scorer(query.bigrams),
             title=self.title.scorer(query.terms),

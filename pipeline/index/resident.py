@@ -169,7 +169,7 @@ class ResidentEngine:
         rows = np.flatnonzero(allowed)
         if len(rows) <= k:
             return rows.tolist()
-        found = scores[rows]
+        found = scores[rows] if len(rows) < len(scores) else scores
         threshold = np.partition(found, len(found) - k)[len(found) - k]
         above: list[int] = rows[found > threshold].tolist()
         tied = rows[found == threshold].tolist()

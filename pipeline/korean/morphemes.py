@@ -13,8 +13,10 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import kiwipiepy
@@ -22,6 +24,7 @@ import kiwipiepy_model
 from kiwipiepy import Kiwi, Token
 
 from pipeline.errors import InvalidSetting
+from pipeline.korean.synonyms import Entries, with_own
 
 # What a term can be. Pronouns, connective adverbs and auxiliaries are left out: on the development sets they only added noise.
 _CONTENT_TAGS = frozenset(
@@ -38,6 +41,7 @@ _RULES_VERSION = 2  # part of the fingerprint: raise it with every change of the
 _QUESTION_WORDS = frozenset("무엇 누구 언제 어디 얼마 어떤 어떻 어떻게 무슨 어느 몇 왜 뭐".split())
 _COMPOUND_WEIGHT = 0.5  # of a compound in a query: its parts are in the query too
 _VARIANT_WEIGHT = 0.5  # of a term that only another analysis of the query yields
+_SYNONYM_WEIGHT = 0.5  # of a synonym's term, times that of the word it stands for
 Term = tuple[str, int, int]  # one occurrence: form, and its start and end as character offsets into the analysed text
 
 _EDGES = " \t\"'`.,!?;:()[]{}<>~…·‘’“”「」『』《》〈〉"  # not part of a word
@@ -46,30 +50,34 @@ _CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone i
 
 @dataclass(frozen=True, slots=True)
 class QueryTerms:
-    """The terms of a query with their weights (> 0; 1 is a morpheme of the plain analysis)."""
+    """The terms of a query with their weights (> 0; 1 is a morpheme of the plain analysis), and apart from them the terms
+    of their synonyms."""
 
     weights: dict[str, float]
+    synonyms: dict[str, float] = field(default_factory=dict)
 
 
 class Analyser:
     """Kiwi with the user's dictionary. Safe to use from several threads."""
 
-    def __init__(self, kiwi: Kiwi, dictionary_hash: str = "") -> None:
+    def __init__(self, kiwi: Kiwi, dictionary_hash: str = "", synonyms: Entries = MappingProxyType({})) -> None:
         self.kiwi = kiwi
         self._dictionary_hash = dictionary_hash
+        self._synonyms = synonyms
         kiwi.tokenize("시작")  # the first call loads the model lazily, some 1.5 s: pay it here, not in the first search
 
     @classmethod
-    def open(cls, user_words: Path | None = None, workers: int = 0) -> Analyser:
-        """Starts Kiwi (2-4 s) with `user_words`, a TSV of word, tag, score; `workers` 0 means one a core.
+    def open(cls, user_words: Path | None = None, *, synonyms: Path | None = None) -> Analyser:
+        """Starts Kiwi (2-4 s) with `user_words`, a TSV of word, tag, score, and `synonyms` beside the shipped ones.
 
-        Raises InvalidSetting for a dictionary that is missing or has a bad line.
+        Raises InvalidSetting for a file that is missing or has a bad line.
         """
+        entries = with_own(synonyms)
         words, dictionary_hash = _user_words(user_words) if user_words else ([], "")
-        kiwi = Kiwi(num_workers=workers or None)
+        kiwi = Kiwi()
         if user_words:
             _add(kiwi, words, user_words)
-        return cls(kiwi, dictionary_hash)
+        return cls(kiwi, dictionary_hash, entries)
 
     @property
     def fingerprint(self) -> str:
@@ -89,32 +97,64 @@ class Analyser:
         found is a term as it stands (알림, which Kiwi alone reads as a form of 알리다); what only those yield counts
         half. Words of questions (무엇, 얼마) count only where nothing else is left.
         """
-        plain = self.kiwi.tokenize(text)
+        words = list(dict.fromkeys(stripped for word in text.split() if (stripped := word.strip(_EDGES))))
+        # All at once, on Kiwi's threads: one after the other takes half as long again.
+        plain, *carried = self.kiwi.tokenize(iter([text, *(_carried(c, word) for word in words for c in _CARRIERS)]))
         weights = {form: float(times) for form, times in Counter(_forms(plain)).items()}
         for form, _, _ in terms_of(plain):
             weights.setdefault(form, _COMPOUND_WEIGHT)
-        for word in dict.fromkeys(stripped for word in text.split() if (stripped := word.strip(_EDGES))):
-            for form in self._other_forms(word):
+        for number, word in enumerate(words):
+            for form in _other_forms(word, carried[number * len(_CARRIERS) : (number + 1) * len(_CARRIERS)]):
                 weights.setdefault(form, _VARIANT_WEIGHT)
-        telling = {form: weight for form, weight in weights.items() if form not in _QUESTION_WORDS}
-        return QueryTerms(telling or weights)
+        weights = {form: weight for form, weight in weights.items() if form not in _QUESTION_WORDS} or weights
+        synonyms: dict[str, float] = {}
+        for form, weight in weights.items():
+            for other in self._synonyms_of.get(form, ()):
+                if other not in weights:
+                    synonyms[other] = max(synonyms.get(other, 0.0), weight * _SYNONYM_WEIGHT)
+        return QueryTerms(weights, synonyms)
 
-    def _other_forms(self, word: str) -> list[str]:
-        """What `word` is in the carrier sentences, and the word itself where none of that is its stem."""
-        forms: list[str] = []
-        for carrier in _CARRIERS:
-            start = carrier.index("{}")
-            tokens = self.kiwi.tokenize(carrier.format(word, 을=_object_particle(word)))
-            inside = [t for t in tokens if t.start >= start and t.start + t.len <= start + len(word)]
-            forms += [form for form, _, _ in terms_of(inside)]
-        whole = word.lower()
-        if len(whole) <= _MAX_TERM_CHARS and not any(len(form) > 1 and whole.startswith(form) for form in forms):
-            forms.append(whole)
-        return forms
+    @cached_property
+    def _synonyms_of(self) -> dict[str, tuple[str, ...]]:
+        """Term → the terms of its synonyms. A word of several morphemes is the compound of them and, where it is a synonym,
+        the morphemes too; a verb of several (못갚다) is no one term, and its entry is left out."""
+        words = list(dict.fromkeys(word for entry in self._synonyms.items() for word in (entry[0], *entry[1])))
+        forms = dict(zip(words, map(_forms, self.kiwi.tokenize(iter(words))), strict=True))
+        found: dict[str, tuple[str, ...]] = {}
+        for word, synonyms in self._synonyms.items():
+            terms = _terms_of_word(word, forms[word])[:1]
+            others = [term for synonym in synonyms for term in _terms_of_word(synonym, forms[synonym])]
+            for term in terms:
+                found[term] = tuple(dict.fromkeys([*found.get(term, ()), *others]))
+        return found
+
+
+def _carried(carrier: str, word: str) -> str:
+    return carrier.format(word, 을=_object_particle(word))
+
+
+def _other_forms(word: str, carried: Sequence[Sequence[Token]]) -> list[str]:
+    """What `word` is in the analysed carrier sentences, and the word itself where none of that is its stem."""
+    forms: list[str] = []
+    for carrier, tokens in zip(_CARRIERS, carried, strict=True):
+        start = carrier.index("{}")
+        inside = [t for t in tokens if t.start >= start and t.start + t.len <= start + len(word)]
+        forms += [form for form, _, _ in terms_of(inside)]
+    whole = word.lower()
+    if len(whole) <= _MAX_TERM_CHARS and not any(len(form) > 1 and whole.startswith(form) for form in forms):
+        forms.append(whole)
+    return forms
 
 
 def _forms(tokens: Iterable[Token]) -> list[str]:
     return [token.form.lower().replace(" ", "") for token in tokens if token.tag in _CONTENT_TAGS]
+
+
+def _terms_of_word(word: str, forms: Sequence[str]) -> list[str]:
+    """The terms of a word with the content morphemes `forms`, the one that is all of it first; none where there is none."""
+    if len(forms) < 2:
+        return list(forms)
+    return [] if word.endswith("다") else [word.lower(), *forms]
 
 
 def _object_particle(word: str) -> str:

@@ -170,9 +170,14 @@ class Searcher:
 
     def terms(self, text: str) -> LexicalQuery:
         """The lexical query of a text."""
-        weights = self._analyser.query_terms(text).weights
-        known = form_probabilities(self._analyser.kiwi)
-        return LexicalQuery(terms=weights, bigrams=tuple(bigrams(text)), rarities=rarities(weights, known))
+        found = self._analyser.query_terms(text)
+        terms = found.weights | found.synonyms
+        return LexicalQuery(
+            terms=terms,
+            bigrams=tuple(bigrams(text)),
+            synonyms=frozenset(found.synonyms),
+            rarities=rarities(terms, form_probabilities(self._analyser.kiwi)),
+        )
 
     def candidates(
         self, engine: Engine, request: SearchRequest, understood: Understood

@@ -43,7 +43,7 @@ Values = Mapping[str, Mapping[str, float]]  # mode → query id → nDCG@10
 
 def main() -> None:
     settings = Settings.model_construct()  # the defaults, whatever the environment says
-    analyser = Analyser.open(settings.user_words)
+    analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
     queries = gate(shipped_queries())
     values = ndcg(shipped_articles(), queries, analyser, assembly.encoder_of(settings, analyser))
     print(f"| queries | | {' | '.join(MODES)} |\n|---|---|{'---|' * len(MODES)}")
