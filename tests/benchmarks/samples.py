@@ -49,6 +49,7 @@ def main() -> None:
     print(f"| queries | | {' | '.join(MODES)} |\n|---|---|{'---|' * len(MODES)}")
     for name, kinds in (
         ("all", (*WORDED, *REWORDED)),
+        ("all but indirect", (*WORDED, "paraphrase")),
         *((kind, (kind,)) for kind in (*WORDED, *REWORDED)),
         (" and ".join(REWORDED), REWORDED),
     ):
