@@ -116,8 +116,7 @@ class Analyser:
 
     @cached_property
     def _synonyms_of(self) -> dict[str, tuple[str, ...]]:
-        """Term → the terms of its synonyms. A word of several morphemes is the compound of them and, where it is a synonym,
-        the morphemes too; a verb of several (못갚다) is no one term, and its entry is left out."""
+        """Term → the terms of its synonyms; an entry whose word is no one term (못갚다) is left out."""
         words = list(dict.fromkeys(word for entry in self._synonyms.items() for word in (entry[0], *entry[1])))
         forms = dict(zip(words, map(_forms, self.kiwi.tokenize(iter(words))), strict=True))
         found: dict[str, tuple[str, ...]] = {}
@@ -151,10 +150,12 @@ def _forms(tokens: Iterable[Token]) -> list[str]:
 
 
 def _terms_of_word(word: str, forms: Sequence[str]) -> list[str]:
-    """The terms of a word with the content morphemes `forms`, the one that is all of it first; none where there is none."""
-    if len(forms) < 2:
-        return list(forms)
-    return [] if word.endswith("다") else [word.lower(), *forms]
+    """The terms of a word with the content morphemes `forms`: a verb's stem (none where it has several), or the noun as it
+    stands (Kiwi alone reads 차임 as 차 with an ending) and, of a compound, its parts; one character stands for too much."""
+    if word.endswith("다"):
+        return list(forms) if len(forms) == 1 else []
+    parts = forms if len(forms) > 1 else ()
+    return [word.lower(), *(form for form in parts if len(form) > 1)]
 
 
 def _object_particle(word: str) -> str:
