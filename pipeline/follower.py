@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.documents import Passage, passage_id
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.collection import Collection
-from pipeline.index.engine import Engine
+from pipeline.index.engine import Engine, Revisions
 from pipeline.storage.articles import ArticleStore, LogEntry
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ class Follower:
                 self._engine.add([passages[i] for i in kept], vectors[kept])
                 on_progress(len(passages))
         except BaseException:
-            for article_id in added:
-                self._engine.apply(article_id, None, [], _NO_VECTORS)
+            self._engine.apply(dict.fromkeys(added), [], _NO_VECTORS)
             raise
         self._position, self.seq = position, seq
         self._filled = True
@@ -96,12 +95,12 @@ class Follower:
                     self.seq = max(self.seq, seq)
                     return applied
 
-    def tell(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
+    def tell(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """What this process committed itself, so that `catch_up` need not read it back from the collection."""
         with self._lock:
             self.whole = False
-            self._engine.apply(article_id, revision, passages, vectors)
-            self._told[article_id] = revision
+            self._engine.apply(revisions, passages, vectors)
+            self._told |= revisions
             self.whole = True
 
     def _apply(self, entry: LogEntry) -> bool:
@@ -109,7 +108,7 @@ class Follower:
         if self._told.pop(entry.article_id, _NOT_TOLD) == entry.revision:
             return True
         if entry.revision is None:
-            self._engine.apply(entry.article_id, None, [], _NO_VECTORS)
+            self._engine.apply({entry.article_id: None}, [], _NO_VECTORS)
             return True
         visible = self._visible(entry.article_id)
         if visible is None or visible[0] != entry.revision:
@@ -128,7 +127,7 @@ class Follower:
                 len(ids),
             )
         vectors: FloatArray = np.array([found[p.id] for p in passages], dtype=np.float32)
-        self._engine.apply(entry.article_id, entry.revision, passages, vectors)
+        self._engine.apply({entry.article_id: entry.revision}, passages, vectors)
         return True
 
     def _visible(self, article_id: str) -> tuple[int, int] | None:

@@ -56,12 +56,12 @@ class Shelf:
         self.revision += 1
         new = passages(article_id, self.revision, texts, **fields)
         self.collection.upsert(new, vectors(new))
-        self.engine.apply(article_id, self.revision, new, vectors(new))
+        self.engine.apply({article_id: self.revision}, new, vectors(new))
         self.visible[article_id] = new
         return new
 
     def withdraw(self, article_id: str) -> None:
-        self.engine.apply(article_id, None, [], np.zeros((0, 0), dtype=np.float32))
+        self.engine.apply({article_id: None}, [], np.zeros((0, 0), dtype=np.float32))
         self.visible.pop(article_id, None)
 
     def load(self, articles: Sequence[list[Passage]]) -> None:
@@ -282,6 +282,20 @@ def test_after_any_changes_an_engine_answers_as_a_fresh_one(kind: str, shelf: Sh
     stored = [f"{example}{name}#{revision}#0" for name in "가나다" for revision in range(shelf.revision + 1)]
     stored += [p.id for p in shelf.there]
     assert shelf.engine.passages(stored) == {p.id: p for p in shelf.there}
+
+
+def test_several_articles_change_in_one_step(shelf: Shelf) -> None:
+    """One replaced by more passages, one withdrawn, one new, one whose new revision has nothing to show."""
+    for n in range(4):
+        shelf.put(f"글{n}", [["대출", "금리"]])
+    changed = [*passages("글0", 9, [["대출"], ["환율"]]), *passages("새", 9, [["금리", "대출"]])]
+    shelf.collection.upsert(changed, vectors(changed))
+    shelf.engine.apply({"글0": 9, "글1": None, "새": 9, "글3": 9}, changed, vectors(changed))
+    shelf.visible = {"글0": changed[:2], "글2": shelf.visible["글2"], "새": changed[2:]}
+    for mode in ("hybrid", "dense"):
+        query = question(["대출"], mode=mode)
+        assert_same(shelf.engine.search(query), expected(shelf.there, query, PARAMETERS))
+    assert shelf.engine.count == 4
 
 
 def test_rows_of_replaced_revisions_do_not_crowd_out_what_is_visible(shelf: Shelf) -> None:

@@ -18,7 +18,7 @@ from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.index.collection import Collection
-from pipeline.index.engine import EngineQuery
+from pipeline.index.engine import EngineQuery, Revisions
 from pipeline.index.fields import LexicalParameters, LexicalQuery
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.bigrams import bigrams
@@ -42,9 +42,9 @@ class Recording(ResidentEngine):
         super().__init__(DIM, LexicalParameters())
         self.applied: list[tuple[str, int | None]] = []
 
-    def apply(self, article_id: str, revision: int | None, passages: Any, vectors: FloatArray) -> None:
-        self.applied.append((article_id, revision))
-        super().apply(article_id, revision, passages, vectors)
+    def apply(self, revisions: Revisions, passages: Any, vectors: FloatArray) -> None:
+        self.applied += revisions.items()
+        super().apply(revisions, passages, vectors)
 
 
 def engine() -> ResidentEngine:

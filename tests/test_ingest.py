@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipeline.documents import Article
+from pipeline.documents import Article, Passage
+from pipeline.encoding.encoder import FloatArray
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import EncoderFailed
+from pipeline.index.engine import Revisions
 from tests.fakes import InterruptibleCollection
 from tests.write_path import Stage
 
@@ -164,6 +168,30 @@ def test_writing_the_same_batch_twice_gives_the_same_rows(stage: Stage) -> None:
     stage.drain(ingest)
     assert stage.rows() == {("가", 1): len(passages)}
     assert stage.shown("가") == [p.text for p in passages]
+
+
+def test_the_observer_is_told_of_every_article_with_its_passages_and_vectors(stage: Stage) -> None:
+    """Some hundred passages at a time, articles whole; of a deleted one that it is gone."""
+    stage.publish(article("지운"))
+    told: list[tuple[Revisions, Sequence[Passage], FloatArray]] = []
+    ingest = stage.ingest()
+    ingest.observer = lambda *what: told.append(what)
+    stage.store.accept_many([article(f"글{n}", _PARAGRAPHS * 12) for n in range(6)], source="test")
+    stage.store.accept_delete("지운")
+    stage.drain(ingest)
+    assert len(told) > 1
+    revisions = {article_id: revision for some, _, _ in told for article_id, revision in some.items()}
+    assert [*revisions] == [*(f"글{n}" for n in range(6)), "지운"]
+    assert revisions.pop("지운") is None
+    for some, passages, vectors in told:
+        assert {p.article_id: p.revision for p in passages} == {i: r for i, r in some.items() if r is not None}
+        assert len(passages) < 200
+        stored = stage.collection.get_vectors([p.id for p in passages])
+        assert len(vectors) == len(passages)
+        for vector, passage in zip(vectors, passages, strict=True):
+            np.testing.assert_allclose(vector, stored[passage.id], atol=1e-6)
+    counts = Counter(p.article_id for _, passages, _ in told for p in passages)
+    assert counts == {i: stage.store.state(i).passages for i in revisions}
 
 
 def test_a_batch_that_cannot_be_encoded_changes_nothing(stage: Stage) -> None:

@@ -64,12 +64,12 @@ class Replacements(RuleBasedStateMachine):
     def publish(self, article_id: str, texts: list[list[str]], tag: str | None) -> None:
         self.revision += 1
         new = passages(article_id, self.revision, texts, tags=(tag,) if tag else (), category=tag)
-        self.engine.apply(article_id, self.revision, new, vectors(new))
+        self.engine.apply({article_id: self.revision}, new, vectors(new))
         self.visible[article_id] = new
 
     @rule(article_id=st.sampled_from("가나다라마"))
     def withdraw(self, article_id: str) -> None:
-        self.engine.apply(article_id, None, [], np.zeros((0, 0), dtype=np.float32))
+        self.engine.apply({article_id: None}, [], np.zeros((0, 0), dtype=np.float32))
         self.visible.pop(article_id, None)
 
     @rule(words=st.lists(st.sampled_from(WORDS), max_size=3), tag=st.sampled_from(["가", None]), both=st.booleans())
@@ -95,7 +95,7 @@ def test_rows_of_removed_passages_are_used_again() -> None:
     sizes = []
     for revision in range(1, 2_000):
         new = passages("글", revision, [["대출"], ["금리"]])
-        engine.apply("글", revision, new, vectors(new))
+        engine.apply({"글": revision}, new, vectors(new))
         sizes.append(engine.memory_bytes)
     assert engine.count == 2
     assert sizes[-1] <= 1.01 * sizes[0]
@@ -105,7 +105,7 @@ def test_a_row_used_again_brings_nothing_back() -> None:
     old = passages("글", 1, [["대출", "대출"]], category="금융", tags=("낡은",), published_at=corpus.NOON)
     new = passages("글", 2, [["세금"]])
     engine = filled(old)
-    engine.apply("글", 2, new, vectors(new))
+    engine.apply({"글": 2}, new, vectors(new))
     found = engine.search(question(["대출"], mode="lexical"))
     assert found.passage_ids == []
     for conditions in (Filter(category="금융"), Filter(tag="낡은"), Filter(since=corpus.NOON)):

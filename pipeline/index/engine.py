@@ -57,6 +57,9 @@ class Candidates:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
+Revisions = Mapping[str, int | None]  # article id → the revision to show
+
+
 class Engine(Protocol):
     """A searchable set of articles. Thread-safe: an article is replaced in one step between two searches."""
 
@@ -66,8 +69,9 @@ class Engine(Protocol):
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """The passages with these ids; one that was replaced since is missing."""
 
-    def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
-        """Makes `revision` the visible one of the article: these passages and no others. None: the article is gone."""
+    def apply(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        """Makes these revisions the visible ones, in one step: of each article its `passages` and no others. A revision of
+        None: the article is gone."""
 
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """Takes in passages while loading, many at a time; none of them is there already."""

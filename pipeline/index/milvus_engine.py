@@ -20,7 +20,7 @@ from pipeline.documents import Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.article_statistics import ArticleStatistics
 from pipeline.index.collection import Collection
-from pipeline.index.engine import Candidates, EngineQuery
+from pipeline.index.engine import Candidates, EngineQuery, Revisions
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.milvus_search import MilvusSearch, Visibility
 from pipeline.index.resident import ResidentEngine
@@ -67,16 +67,24 @@ class MilvusEngine:
                 _, known = self._visible.get(passage.article_id, (0, 0))
                 self._visible[passage.article_id] = passage.revision, max(known, passage.ordinal + 1)
 
-    def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
+    def apply(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        of_article: dict[str, list[Passage]] = {article_id: [] for article_id in revisions}
+        for passage in passages:
+            of_article[passage.article_id].append(passage)
         if isinstance(self.words, ResidentEngine):
-            self.words.apply(article_id, revision, passages, _without_vectors(passages))
+            self.words.apply(revisions, passages, _without_vectors(passages))
         else:
-            self.words.replace(article_id, passages if revision is not None else ())
+            for article_id, some in of_article.items():
+                self.words.replace(article_id, some)
         with self._lock:
-            if revision is None:
-                self._visible.pop(article_id, None)
-            else:
-                self._visible[article_id] = revision, max((p.ordinal + 1 for p in passages), default=0)
+            for article_id, revision in revisions.items():
+                if revision is None:
+                    self._visible.pop(article_id, None)
+                else:
+                    self._visible[article_id] = (
+                        revision,
+                        max((p.ordinal + 1 for p in of_article[article_id]), default=0),
+                    )
 
     def _visible_of(self, article_ids: Bag[str]) -> dict[str, tuple[int, int]]:
         with self._lock:
@@ -111,8 +119,8 @@ class StandIn:
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         self._engine.add(passages, vectors)
 
-    def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
-        self._engine.apply(article_id, revision, passages, vectors)
+    def apply(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        self._engine.apply(revisions, passages, vectors)
 
 
 def _without_vectors(passages: Sequence[Passage]) -> FloatArray:

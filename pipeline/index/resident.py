@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, inner_products
+from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions, inner_products
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filters import Filter
 from pipeline.index.lexical import part_of
@@ -66,11 +66,10 @@ class ResidentEngine:
         with self._lock:
             self._add(passages, vectors)
 
-    def apply(self, article_id: str, revision: int | None, passages: Sequence[Passage], vectors: FloatArray) -> None:
+    def apply(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
         with self._lock:
-            self._remove(self._rows_of_article.pop(article_id, []))
-            if revision is not None:
-                self._add(passages, vectors)
+            self._remove([row for article_id in revisions for row in self._rows_of_article.pop(article_id, [])])
+            self._add(passages, vectors)
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         with self._lock:
