@@ -78,13 +78,13 @@ def index(
 
             def read(articles: int) -> None:
                 advance(articles)
-                if not starting and store.queue_length():
+                if not starting and store.queue_length() and _folder_is_free(settings):
                     starting.append(pool.submit(Analyser.open, settings.user_words, synonyms=settings.synonyms))
 
             with _bar("reading", "articles") as advance:
                 report = submit(store, paths, on_problem=_tell, on_progress=read)
-            read(0)
-            totals = _drained(settings, store, report.last_seq, starting[0].result) if starting else None
+            analyser = starting[0].result if starting else None
+            totals = _drained(settings, store, report.last_seq, analyser) if store.queue_length() else None
         failed = store.failures(report.first_seq, report.last_seq) if report.first_seq else {}
         for article_id, error in failed.items():
             _tell(f"{article_id}: {error}")
@@ -264,7 +264,9 @@ class _EmbeddedWorker:
             worker.run(self._stop)
 
 
-def _drained(settings: Settings, store: ArticleStore, last_seq: int, analyser: Callable[[], Analyser]) -> Totals | None:
+def _drained(
+    settings: Settings, store: ArticleStore, last_seq: int, analyser: Callable[[], Analyser] | None
+) -> Totals | None:
     """Indexes what waits in the inbox, here or, where another process holds the folder, there (then None)."""
     from indexers.worker import Worker
     from pipeline.assembly import Assembly
@@ -296,6 +298,18 @@ def _drained(settings: Settings, store: ArticleStore, last_seq: int, analyser: C
         return totals
     finally:
         assembly.close()
+
+
+def _folder_is_free(settings: Settings) -> bool:
+    """Whether this process would index itself: beside a server on the same folder it would start Kiwi for nothing."""
+    from pipeline.folder import FolderLock
+
+    try:
+        if settings.milvus_is_lite:
+            FolderLock.take(settings.data_dir, "yeoul index").release()
+    except FolderInUse:
+        return False
+    return True
 
 
 @contextmanager

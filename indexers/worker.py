@@ -32,7 +32,7 @@ _Begun = tuple[list[Change], Future[list[list[AnalysedPassage]]]]  # a batch and
 LEASE = "worker"
 _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
-_BATCH_CHARS = 400_000  # about 2 s of Kiwi: a push behind a bulk load waits no longer
+_BATCH_CHARS = 400_000  # about 2 s of Kiwi; a push behind a bulk load waits for the batches ahead of it
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
@@ -162,15 +162,18 @@ class Worker:
     def _drain(self, lease: Lease, totals: Totals, stop: threading.Event | None) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="analyse") as pool:
             under_way: deque[_Begun] = deque()
-            while not (stop is not None and stop.is_set()):
-                while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, under_way)):
-                    under_way.append(begun)
-                if not under_way:
-                    return
-                batch, analysed = under_way.popleft()
-                self._finish(batch, analysed, lease, totals)
-                self._on_progress(len(batch))
-                self._on_commit()
+            try:
+                while not (stop is not None and stop.is_set()):
+                    while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, under_way)):
+                        under_way.append(begun)
+                    if not under_way:
+                        return
+                    batch, analysed = under_way.popleft()
+                    self._finish(batch, analysed, lease, totals)
+                    self._on_progress(len(batch))
+                    self._on_commit()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)  # what was only queued is not analysed for nothing
 
     def _begin(self, pool: ThreadPoolExecutor, under_way: Sequence[_Begun]) -> _Begun | None:
         """Has the batch behind those `under_way` analysed; None where there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,16 @@ def test_a_verb_finds_its_nouns_in_any_ending(analyser: Analyser) -> None:
     assert analyser.query_terms("송금 이체 부치기").synonyms.keys().isdisjoint({"송금", "이체"})
 
 
+def test_a_word_that_only_looks_like_an_entry_has_no_synonyms(analyser: Analyser) -> None:
+    assert "의약품" in analyser.query_terms("감기에 듣는 약").synonyms
+    assert "의약품" not in analyser.query_terms("약 10만 원").synonyms
+
+
 def test_own_entries_come_before_the_shipped_ones(tmp_path: Path, analyser: Analyser) -> None:
-    path = _own(tmp_path, "\ufeff# 우리 말\r\n여울모아\t적금\r\n부치다\t전송\n\n월급\n")
+    text = "\ufeff# 우리 말\r\n여울모아\t긴급 자금\r\n부치다\t전송\n\n월급\n"
+    path = _own(tmp_path, unicodedata.normalize("NFD", text))  # as a Mac may write it
     entries = with_own(path)
-    assert (entries["여울모아"], entries["부치다"], entries["월급"]) == (("적금",), ("전송",), ())
+    assert (entries["여울모아"], entries["부치다"], entries["월급"]) == (("긴급자금",), ("전송",), ())
     own = Analyser.open(synonyms=path)
     assert own.query_terms("돈 부치기").synonyms.keys() >= {"전송"}
     assert "이체" not in own.query_terms("돈 부치기").synonyms

@@ -68,7 +68,8 @@ def default_probabilities(version: str) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def form_probabilities(kiwi: Kiwi) -> dict[str, float]:
-    """Lower-cased form → p of the content morphemes that are written so, together; a form that is not here was never seen.
+    """Lower-cased form → p of the content morphemes that are written so, together; a form that is not here was never
+    seen as one morpheme.
 
     Empty for a Kiwi model that the shipped table was not counted with.
     """

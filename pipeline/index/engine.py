@@ -42,7 +42,7 @@ class Candidates:
     off. `dense_best` and `lexical_best` are the maxima over *all* passages that pass the filter, not over the candidates
     alone, so that no normalised score depends on how many were fetched. `lexical_attainable` is what a text that says every
     word of the query over and over would come to (0 where it is not known): how good `lexical_best` is. `lexical_rarest` is
-    the rarity (0..1, see LexicalQuery) of the rarest term in the passage that has `lexical_best`, the first by id where
+    the rarity (0..1, see LexicalQuery) of the query's rarest term, synonyms included, in the passage that has `lexical_best`, the first by id where
     several have it. `failed` names the legs that could not answer, each with the reason.
     """
 

@@ -44,6 +44,7 @@ _VARIANT_WEIGHT = 0.5  # of a term that only another analysis of the query yield
 _SYNONYM_WEIGHT = 0.5  # of a synonym's term, times that of the word it stands for
 Term = tuple[str, int, int]  # one occurrence: form, and its start and end as character offsets into the analysed text
 
+_NAMING_TAGS = ("NNG", "NNP", "XR", "VV", "VA", "SL")  # what a word with synonyms is read as
 _EDGES = " \t\"'`.,!?;:()[]{}<>~…·‘’“”「」『』《》〈〉"  # not part of a word
 _CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
 
@@ -107,9 +108,11 @@ class Analyser:
             for form in _other_forms(word, carried[number * len(_CARRIERS) : (number + 1) * len(_CARRIERS)]):
                 weights.setdefault(form, _VARIANT_WEIGHT)
         weights = {form: weight for form, weight in weights.items() if form not in _QUESTION_WORDS} or weights
+        named = {t.form.lower() for t in plain if t.tag.startswith(_NAMING_TAGS)}
+        elsewise = set(_forms(plain)) - named  # 약 10만 원, 2차: not the medicine, not the car
         synonyms: dict[str, float] = {}
         for form, weight in weights.items():
-            for other in self._synonyms_of.get(form, ()):
+            for other in self._synonyms_of.get(form, ()) if form not in elsewise else ():
                 if other not in weights:
                     synonyms[other] = max(synonyms.get(other, 0.0), weight * _SYNONYM_WEIGHT)
         return QueryTerms(weights, synonyms)

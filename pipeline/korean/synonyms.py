@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from pipeline.errors import InvalidSetting
+from pipeline.korean.hangul import normalise
 
 _SHIPPED = "synonyms.tsv"
 _RULE = "lines of a word and what means the same, with tabs between"
@@ -39,10 +40,10 @@ def with_own(path: Path | None) -> Entries:
 
 def _entries(text: str, name: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(normalise(text).split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        word, *synonyms = (part.strip() for part in line.rstrip().split("\t"))
+        word, *synonyms = ("".join(part.split()) for part in line.rstrip().split("\t"))  # terms hold no space
         if not word or not all(synonyms):
             raise InvalidSetting("synonyms", name, f"{_RULE}; line {number} has an empty one")
         if word in found:

@@ -2,7 +2,7 @@
 
 A query whose words hardly occur (a paraphrase) has a best BM25 that says nothing, and dividing by it would make noise a 1.
 Two signs tell: how much of the attainable BM25 the best passage has, and how rare the rarest word is that it shares with the
-query. A name or a number in common is proof at a small share; 돈 or 받다 in common is none. Measured: README, "Decisions".
+query or that is a synonym of the query's. Compounds count as rare whatever their parts are. A name or a number in common is proof at a small share; 돈 or 받다 in common is none. Measured: README, "Decisions".
 """
 
 from __future__ import annotations
