@@ -11,6 +11,8 @@
     ├── OlderRevision           a newer version of the article is already accepted
     ├── Unavailable             a part is down or not ready: try again
     │   ├── StoreUnavailable    the collection or the state database does not answer
+    │   ├── SourceUnavailable   a place where articles come from does not answer
+    │   ├── QueueFull           more changes wait in the inbox than it is allowed to hold
     │   └── NotReady            the index is still loading, or a wait ran out
     ├── FolderInUse             another process holds the data folder
     ├── ManifestMismatch        the index was made with another encoder, dictionary or chunking
@@ -115,6 +117,23 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, store: str, address: str, why: str, hint: str) -> None:
         super().__init__(f"the {store} at {address} does not answer: {why}", hint)
+
+
+class SourceUnavailable(Unavailable):
+    code = "source_unavailable"
+
+    def __init__(self, place: str, why: str, hint: str = "the next run begins where this one ended") -> None:
+        super().__init__(f"the source {place} gives nothing: {why}", hint)
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(
+            f"{waiting:,} changes wait to be indexed, at most {limit:,} are taken (indexers.queue_limit)",
+            "nothing of this request was taken: send it again in a while, or see why the worker does not come forward",
+        )
 
 
 class NotReady(Unavailable):
