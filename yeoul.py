@@ -255,7 +255,7 @@ class _EmbeddedWorker:
         if ingest is not None:
             worker = Worker(
                 self._assembly.store,
-                ingest,
+                lambda: ingest,
                 alone=self._assembly.lock is not None,
                 poll_seconds=self._assembly.settings.indexers.poll_seconds,
                 on_commit=lambda: self.on_commit(),  # noqa: PLW0108 - set after the start
@@ -290,7 +290,13 @@ def _drained(
         gc.freeze()
         gc.set_threshold(*_BULK_GC)
         with _bar("indexing", "articles", total=store.queue_length()) as advance, _interruptible() as stop:
-            worker = Worker(assembly.store, connected.ingest, alone=assembly.lock is not None, on_progress=advance)
+            worker = Worker(
+                assembly.store,
+                lambda: connected.ingest,
+                alone=assembly.lock is not None,
+                attempts=1,  # somebody waits for the answer, and may run the command again
+                on_progress=advance,
+            )
             totals = worker.drain(stop)
         if stop.is_set():
             raise KeyboardInterrupt

@@ -12,7 +12,8 @@ from pathlib import Path
 from indexers.sources.files import LineProblem, Notice, read_articles
 from pipeline.documents import Article
 from pipeline.errors import YeoulError
-from pipeline.storage.articles import Accepted, ArticleStore
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.rows import Accepted
 
 _BATCH = 500  # articles a transaction: the write lock of SQLite is held for some 50 ms
 _BATCH_CHARS = 4_000_000  # a batch of long articles stays within some 20 MB

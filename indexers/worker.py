@@ -1,7 +1,8 @@
 """The worker: drains the inbox into the index, one batch after the other, under a lease.
 
-While one batch is encoded and written, Kiwi analyses the next ones on its own threads. A change that cannot be indexed is
-settled as failed and stops no other; where a store does not answer, the inbox keeps everything until it does.
+While one batch of a bulk load is encoded and written, Kiwi analyses the next ones on its own threads; what is pushed
+meanwhile goes between two of them. A change that cannot be indexed is tried again after a while, in the end settled as
+failed, and stops no other; where a store does not answer, the inbox keeps everything until it does.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.documents import Change
-from pipeline.errors import Unavailable, YeoulError
+from pipeline.errors import InvalidInput, TooLarge, Unavailable, YeoulError
 from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases
+from pipeline.storage.acceptance import BULK, PUSH, SOURCE
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease, LeaseLost
 
@@ -32,10 +35,14 @@ _Begun = tuple[list[Change], Future[list[list[AnalysedPassage]]]]  # a batch and
 LEASE = "worker"
 _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
-_BATCH_CHARS = 400_000  # about 2 s of Kiwi; a push behind a bulk load waits for the batches ahead of it
+_BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
+_BACKOFF_SECONDS = 1.0  # before an article's second attempt; then four times as long each time: 1, 4, 16, 64 s
+_BACKOFF_FACTOR = 4
+_PERMANENT = (InvalidInput, TooLarge)  # the article itself is at fault: no other attempt would do better
+_URGENT, _BULK_LANES = (PUSH, SOURCE), (BULK, BULK)  # lanes from .. to
 
 
 @dataclass(slots=True)
@@ -55,18 +62,35 @@ class Totals:
         self.encoded += written.encoded
 
 
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """What one drain works with."""
+
+    ingest: Ingest
+    lease: Lease
+    totals: Totals
+    stop: threading.Event | None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+
 class Worker:
     """Drains the inbox. `on_commit` is called after each commit, `on_progress` with the number of settled changes.
 
-    `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for.
+    `ingest` is asked for whenever the lease is taken: a rebuild that switched to another collection has taken it away
+    before. `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for. A change that
+    cannot be indexed is tried `attempts` times, each time after a longer wait.
     """
 
     def __init__(
         self,
         store: ArticleStore,
-        ingest: Ingest,
+        ingest: Callable[[], Ingest],
         *,
         alone: bool = False,
+        attempts: int = 5,
         poll_seconds: float = 0.5,
         on_commit: Callable[[], None] = lambda: None,
         on_progress: Callable[[int], None] = lambda _settled: None,
@@ -74,6 +98,7 @@ class Worker:
         self._store = store
         self._ingest = ingest
         self._alone = alone
+        self._attempts = attempts
         self._poll_seconds = poll_seconds
         self._on_commit = on_commit
         self._on_progress = on_progress
@@ -88,9 +113,12 @@ class Worker:
         """Drains until `stop`; errors of a store are logged and tried again, nothing else ends the loop."""
         while not stop.is_set():
             try:
-                self.drain(stop)
-                self.sweep()
-                self._awake.wait(self._poll_seconds)
+                lease = self._acquired()
+                if lease is None:
+                    self._rest(self._poll_seconds)
+                    continue
+                with self._held(lease):
+                    self._serve(lease, stop)
             except LeaseLost as error:
                 log.warning("%s", error)
             except Unavailable as error:
@@ -99,31 +127,38 @@ class Worker:
             except Exception:
                 log.exception("the worker goes on after an unexpected error")
                 stop.wait(_RETRY_SECONDS)
-            self._awake.clear()
 
     def drain(self, stop: threading.Event | None = None) -> Totals:
-        """Indexes everything in the inbox. Raises Unavailable where a store is away, LeaseLost where another took over."""
+        """Indexes what is in the inbox, or waits until another worker has. Raises Unavailable where a store is away,
+        LeaseLost where another took over."""
         totals = Totals()
-        if not self._store.queued(1):
-            return totals
-        lease = self._lease(stop)
-        if lease is None:
-            return totals
-        with self._held(lease):
-            self._drain(lease, totals, stop)
-            if totals.passages >= _BULK_PASSAGES:
-                self._ingest.flush()
+        while self._store.queued(1) and not (stop is not None and stop.is_set()):
+            lease = self._acquired()
+            if lease is None:
+                time.sleep(self._poll_seconds)
+                continue
+            with self._held(lease):
+                self._drain(_Drain(self._ingest(), lease, totals, stop))
+            break
         return totals
 
     def sweep(self) -> None:
-        """Deletes rows of replaced revisions whose grace is over, unless another worker is at it."""
-        if not self._store.due_leftovers(1):
-            return
-        lease = self._acquired()
-        if lease is not None:
-            with self._held(lease):
-                while self._ingest.sweep():
-                    pass
+        """Deletes rows of replaced revisions whose grace is over."""
+        if self._store.due_leftovers(1):
+            _sweep(self._ingest())
+
+    def _serve(self, lease: Lease, stop: threading.Event) -> None:
+        """Drains and sweeps, again and again, as long as the lease holds."""
+        ingest = self._ingest()
+        while not stop.is_set():
+            self._drain(_Drain(ingest, lease, Totals(), stop))
+            _sweep(ingest)
+            self._rest(self._poll_seconds)
+            leases.check(self._store.database, lease)
+
+    def _rest(self, seconds: float) -> None:
+        self._awake.wait(seconds)
+        self._awake.clear()
 
     @contextmanager
     def _held(self, lease: Lease) -> Iterator[None]:
@@ -148,71 +183,79 @@ class Worker:
             keeper.join()
             leases.release(self._store.database, lease)
 
-    def _lease(self, stop: threading.Event | None) -> Lease | None:
-        while stop is None or not stop.is_set():
-            lease = self._acquired()
-            if lease is not None:
-                return lease
-            time.sleep(self._poll_seconds)
-        return None
-
     def _acquired(self) -> Lease | None:
-        return leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS, alone=self._alone)
+        lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS, alone=self._alone)
+        if lease is not None:
+            self._alone = False  # whoever takes it over from now on is alive
+        return lease
 
-    def _drain(self, lease: Lease, totals: Totals, stop: threading.Event | None) -> None:
+    def _drain(self, drain: _Drain) -> None:
+        """What is urgent first; in between, one batch after the other of the bulk, which is analysed ahead."""
         with ThreadPoolExecutor(1, thread_name_prefix="analyse") as pool:
             under_way: deque[_Begun] = deque()
             try:
-                while not (stop is not None and stop.is_set()):
-                    while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, under_way)):
+                while not drain.stopped:
+                    urgent = _limited(self._store.queued(_BATCH_ARTICLES, lanes=_URGENT))
+                    if urgent:
+                        self._done(urgent, drain, partial(drain.ingest.analyse, urgent))
+                    while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, drain.ingest, under_way)):
                         under_way.append(begun)
-                    if not under_way:
-                        return
-                    batch, analysed = under_way.popleft()
-                    self._finish(batch, analysed, lease, totals)
-                    self._on_progress(len(batch))
-                    self._on_commit()
+                    if under_way:
+                        batch, analysed = under_way.popleft()
+                        self._done(batch, drain, analysed.result)
+                    elif not urgent:
+                        break
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)  # what was only queued is not analysed for nothing
+        if drain.totals.passages >= _BULK_PASSAGES:
+            drain.ingest.flush()
 
-    def _begin(self, pool: ThreadPoolExecutor, under_way: Sequence[_Begun]) -> _Begun | None:
-        """Has the batch behind those `under_way` analysed; None where there is none.
+    def _begin(self, pool: ThreadPoolExecutor, ingest: Ingest, under_way: Sequence[_Begun]) -> _Begun | None:
+        """Has the bulk's batch behind those `under_way` analysed; None where there is none.
 
         With nothing under way it is the first of all that waits, whatever was added in the meantime.
         """
         after = under_way[-1][0][-1].seq if under_way else 0
-        batch = _limited(self._store.queued(_BATCH_ARTICLES, after=after))
-        return (batch, pool.submit(self._ingest.analyse, batch)) if batch else None
+        batch = _limited(self._store.queued(_BATCH_ARTICLES, after=after, lanes=_BULK_LANES))
+        return (batch, pool.submit(ingest.analyse, batch)) if batch else None
 
-    def _finish(
-        self, batch: Sequence[Change], analysed: Future[list[list[AnalysedPassage]]], lease: Lease, totals: Totals
+    def _done(
+        self, batch: Sequence[Change], drain: _Drain, analysed: Callable[[], list[list[AnalysedPassage]]]
     ) -> None:
         try:
-            totals.add(self._ingest.write(batch, analysed.result(), lease))
+            drain.totals.add(drain.ingest.write(batch, analysed(), drain.lease))
         except (Unavailable, LeaseLost):
             raise
         except Exception as error:  # noqa: BLE001 - whatever an article provokes, it fails alone
             if len(batch) > 1:
                 log.warning("a batch failed (%s): its changes are tried one by one", error)
                 for change in batch:
-                    self._finish_one(change, lease, totals)
-            else:
-                self._give_up(batch[0], error, lease, totals)
+                    self._done([change], drain, partial(drain.ingest.analyse, [change]))
+                return
+            self._failed(batch[0], error, drain)
+        self._on_progress(len(batch))
+        self._on_commit()
 
-    def _finish_one(self, change: Change, lease: Lease, totals: Totals) -> None:
-        try:
-            totals.add(self._ingest.write([change], self._ingest.analyse([change]), lease))
-        except (Unavailable, LeaseLost):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever an article provokes, it fails alone
-            self._give_up(change, error, lease, totals)
-
-    def _give_up(self, change: Change, error: Exception, lease: Lease, totals: Totals) -> None:
+    def _failed(self, change: Change, error: Exception, drain: _Drain) -> None:
+        """Has the change tried again later, or settles it as failed: a dead letter."""
         told = str(error) if isinstance(error, YeoulError) else f"{type(error).__name__}: {error}"
-        log.error("article %r cannot be indexed: %s", change.article_id, told)
         log.debug("the error in full", exc_info=error)
-        self._store.fail(change, told, lease)
-        totals.failed += 1
+        attempt = change.attempts + 1
+        if attempt < self._attempts and not isinstance(error, _PERMANENT):
+            seconds = _BACKOFF_SECONDS * _BACKOFF_FACTOR**change.attempts
+            log.warning(
+                "article %r: attempt %d failed (%s), the next in %g s", change.article_id, attempt, told, seconds
+            )
+            self._store.postpone(change, told, drain.lease, seconds=seconds)
+            return
+        log.error("article %r cannot be indexed: %s", change.article_id, told)
+        self._store.fail(change, told, drain.lease)
+        drain.totals.failed += 1
+
+
+def _sweep(ingest: Ingest) -> None:
+    while ingest.sweep():
+        pass
 
 
 def _limited(batch: list[Change]) -> list[Change]:

@@ -27,6 +27,7 @@ MAX_URL_CHARS = 2_000
 MAX_TAGS = 50
 _FORMATS: tuple[Format, ...] = ("text", "markdown", "html")
 _FORBIDDEN_IN_ID = "#/"  # '#' separates the parts of a passage id, '/' the parts of a path
+CANARY = "/canary"  # the article that measures freshness: nobody else can have this id, and no search shows it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +100,18 @@ class Article:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """An accepted change: `seq` is its number in the inbox, given at acceptance; `article` None is a delete."""
+    """An accepted change: `seq` is its number in the inbox, given at acceptance; `article` None is a delete.
+
+    `lane`: what waits in a lower one goes first; `attempts` is how often indexing it has failed so far.
+    """
 
     seq: int
     article_id: str
     article: Article | None
     updated_at: datetime
+    accepted_at: datetime | None = None
+    lane: int = 0
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +147,15 @@ class Passage:
     @property
     def content_hash(self) -> str:
         return hashlib.sha256(f"{self.title}\0{self.text}".encode()).hexdigest()
+
+
+def stored_article(data: Mapping[str, Any]) -> Article:
+    """The article of which `data` is `to_mapping`, as it was checked when it was accepted."""
+    given = dict(data)
+    for name in ("published_at", "updated_at"):
+        if name in given:
+            given[name] = datetime.fromisoformat(given[name])
+    return Article(**{**given, "tags": tuple(given.get("tags", ()))})
 
 
 def passage_id(article_id: str, revision: int, ordinal: int) -> str:

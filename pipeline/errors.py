@@ -9,6 +9,7 @@
     ├── TooLarge                the thing is fine, there is too much of it
     ├── ArticleNotFound
     ├── OlderRevision           a newer version of the article is already accepted
+    ├── LogPruned               the change log does not reach back so far: load anew
     ├── Unavailable             a part is down or not ready: try again
     │   ├── StoreUnavailable    the collection or the state database does not answer
     │   ├── SourceUnavailable   a place where articles come from does not answer
@@ -106,6 +107,13 @@ class OlderRevision(YeoulError):
             f"article {shown(article_id)} was sent with updated_at {given}, but {kept} is already accepted",
             "send a later updated_at, or leave it out to mean 'now'",
         )
+
+
+class LogPruned(YeoulError):
+    code = "log_pruned"
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the change log after line {position:,} is gone", "nothing to do: what is visible is read anew")
 
 
 class Unavailable(YeoulError):

@@ -1,37 +1,58 @@
-"""Keeps an engine in step with the change log: loads what is visible, then applies one article after the other.
+"""Keeps an engine in step with the change log: loads what is visible, then applies what changed, whole articles.
 
-Whoever owns it decides when to look (`catch_up`); two calls at a time wait for each other.
+Whoever owns it decides when to look (`catch_up`); two calls at a time wait for each other. The canary (the article that
+measures freshness) goes into an engine of its own, `shadow`: it takes the same way and is in no answer.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 
-from pipeline.documents import Passage, passage_id
+from pipeline.documents import CANARY, Passage, passage_id
 from pipeline.encoding.encoder import FloatArray
+from pipeline.errors import LogPruned
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine, Revisions
-from pipeline.storage.articles import ArticleStore, LogEntry
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.rows import LogEntry
 
 log = logging.getLogger(__name__)
 
 _LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
 _LOG_BATCH = 200
+_FETCHED_TOGETHER = 200  # passages of several articles in one read of the collection
 _NOT_TOLD = -1  # no revision: they count from 1
 _NO_VECTORS: FloatArray = np.zeros((0, 0), dtype=np.float32)
 
 
 class Follower:
-    """The position of one engine in the change log. `seq`: all changes accepted up to it are applied here."""
+    """The position of one engine in the change log. `seq`: all changes accepted up to it are applied here.
 
-    def __init__(self, store: ArticleStore, collection: Collection, engine: Engine) -> None:
+    `bound` says up to which line of the log the collection has its rows; None, as for a collection that is in use: all of
+    them. `on_applied` is told of each line that this call applied, after it, with the time.
+    """
+
+    def __init__(
+        self,
+        store: ArticleStore,
+        collection: Collection,
+        engine: Engine,
+        *,
+        shadow: Engine | None = None,
+        bound: Callable[[], int | None] = lambda: None,
+        on_applied: Callable[[LogEntry, datetime], None] = lambda _entry, _now: None,
+    ) -> None:
         self._store = store
         self._collection = collection
         self._engine = engine
+        self._shadow = shadow
+        self._bound = bound
+        self._on_applied = on_applied
         self._position = 0
         self._lock = threading.Lock()
         self._filled = False  # every visible passage of some moment is in the engine
@@ -39,6 +60,11 @@ class Follower:
         self.seq = 0
         self.loaded = False
         self.whole = True  # False: applying an article broke off, the engine may hold half of it
+
+    @property
+    def position(self) -> int:
+        """The last line of the change log that this engine has applied."""
+        return self._position
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the empty engine with every visible passage, and catches up with what changed meanwhile.
@@ -51,8 +77,56 @@ class Follower:
         self.catch_up()
         self.loaded = True
 
+    def resume(self, position: int, seq: int) -> int:
+        """Goes on from an engine that already holds what was visible at `position`; gives the entries applied since."""
+        with self._lock:
+            self._position, self.seq, self._filled = position, seq, True
+        applied = self.catch_up()
+        self.loaded = True
+        return applied
+
+    def catch_up(self) -> int:
+        """Applies the log from where this engine stands to its end; gives the number of entries applied.
+
+        Where the log does not reach back so far any more, what differs from the registry is read anew instead.
+        """
+        applied = 0
+        while True:
+            with self._lock:
+                try:
+                    entries, seq = self._entries()
+                except LogPruned as error:
+                    log.warning("%s", error)
+                    applied += self._compare()
+                    continue
+                replaced = self._apply_newest(entries)
+                if entries:
+                    self._position = entries[-1].position
+                    applied += len(entries)
+                # What was replaced while this looked stands further on in the log: `seq` is not reached before that.
+                if len(entries) < _LOG_BATCH and not replaced:
+                    self.seq = max(self.seq, seq)
+                    return applied
+
+    def tell(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        """What this process committed itself, so that `catch_up` need not read it back from the collection."""
+        with self._lock:
+            self._put(revisions, passages, vectors)
+            self._told |= revisions
+
+    def compare(self) -> dict[str, tuple[int | None, int | None]]:
+        """Where this engine differs from the registry: article → (revision here, visible revision). Mends it."""
+        with self._lock:
+            here = self._engine.revisions()
+            _, _, visible = self._visible_now()
+            found = _differences(here, visible)
+            self._compare()
+        return found
+
+    # ---- under the lock
+
     def _fill(self, on_progress: Callable[[int], None]) -> None:
-        position, seq, visible = self._store.visible()
+        position, seq, visible = self._visible_now()
         added: set[str] = set()
         try:
             for passages, vectors in self._collection.iterate(_LOAD_BATCH):
@@ -66,69 +140,100 @@ class Follower:
         self._position, self.seq = position, seq
         self._filled = True
 
-    def resume(self, position: int, seq: int) -> int:
-        """Goes on from an engine that already holds what was visible at `position`; gives the entries applied since."""
-        with self._lock:
-            self._position, self.seq, self._filled = position, seq, True
-        applied = self.catch_up()
-        self.loaded = True
-        return applied
+    def _visible_now(self) -> tuple[int, int, dict[str, int]]:
+        """(position, settled seq, article → revision) of a moment that the collection has rows for; without the canary."""
+        bound = self._bound()
+        position, seq, visible = self._store.visible()
+        visible.pop(CANARY, None)
+        return (position if bound is None else min(bound, position)), seq, visible
 
-    @property
-    def position(self) -> int:
-        """The last line of the change log that this engine has applied."""
-        return self._position
+    def _entries(self) -> tuple[list[LogEntry], int]:
+        bound = self._bound()
+        entries, seq = self._store.log_since(self._position, _LOG_BATCH)
+        return [e for e in entries if bound is None or e.position <= bound], seq
 
-    def catch_up(self) -> int:
-        """Applies the log from where this engine stands to its end; gives the number of entries applied."""
-        applied = 0
-        with self._lock:
-            while True:
-                entries, seq = self._store.log_since(self._position, _LOG_BATCH)
-                newest = {entry.article_id: entry for entry in entries}
-                replaced = [self._apply(entry) for entry in newest.values()].count(False)
-                if entries:
-                    self._position = entries[-1].position
-                    applied += len(entries)
-                # What was replaced while this looked stands further on in the log: `seq` is not reached before that.
-                if len(entries) < _LOG_BATCH and not replaced:
-                    self.seq = max(self.seq, seq)
-                    return applied
+    def _apply_newest(self, entries: Sequence[LogEntry]) -> int:
+        """Applies of each article its newest entry; gives how many were replaced since: a later entry says by what."""
+        newest = {entry.article_id: entry for entry in entries}
+        unknown = [e for e in newest.values() if self._told.pop(e.article_id, _NOT_TOLD) != e.revision]
+        gone = {e.article_id: None for e in unknown if e.revision is None}
+        if gone:
+            self._put(gone, [], _NO_VECTORS)
+        replaced = self._fetch({e.article_id: e.revision for e in unknown if e.revision is not None})
+        now = datetime.now(UTC)
+        for entry in newest.values():
+            if entry.article_id not in replaced:
+                self._on_applied(entry, now)
+        return len(replaced)
 
-    def tell(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
-        """What this process committed itself, so that `catch_up` need not read it back from the collection."""
-        with self._lock:
-            self.whole = False
-            self._engine.apply(revisions, passages, vectors)
-            self._told |= revisions
-            self.whole = True
+    def _compare(self) -> int:
+        """Makes the engine equal to the registry, whatever it holds; gives the number of articles that differed."""
+        position, seq, visible = self._visible_now()
+        differing = _differences(self._engine.revisions(), visible)
+        gone = {article_id: None for article_id, (_, shown) in differing.items() if shown is None}
+        if gone:
+            self._put(gone, [], _NO_VECTORS)
+        self._told.clear()
+        self._fetch({article_id: shown for article_id, (_, shown) in differing.items() if shown is not None})
+        self._position, self.seq = position, max(self.seq, seq)  # what was replaced meanwhile stands after `position`
+        return len(differing)
 
-    def _apply(self, entry: LogEntry) -> bool:
-        """False where the article was replaced since: a later entry says by what."""
-        if self._told.pop(entry.article_id, _NOT_TOLD) == entry.revision:
-            return True
-        if entry.revision is None:
-            self._engine.apply({entry.article_id: None}, [], _NO_VECTORS)
-            return True
-        visible = self._visible(entry.article_id)
-        if visible is None or visible[0] != entry.revision:
-            return False  # until then the engine shows what it has
-        ids = [passage_id(entry.article_id, entry.revision, n) for n in range(visible[1])]
-        passages = self._collection.get(ids)
-        found = self._collection.get_vectors(ids)
-        passages = [p for p in passages if p.id in found]
-        if len(passages) < len(ids):
-            if self._visible(entry.article_id) != visible:
-                return False  # replaced, and its rows swept, while this read them
+    def _fetch(self, wanted: Mapping[str, int]) -> set[str]:
+        """Reads these revisions from the collection into the engine, some articles at a time; gives those that are not
+        visible any more. Until their next entry the engine shows what it has."""
+        replaced: set[str] = set()
+        counts = self._store.visible_passages(wanted)
+        part: dict[str, int] = {}
+        passages = 0
+        for article_id, revision in wanted.items():
+            shown, count = counts.get(article_id, (None, 0))
+            if shown != revision:
+                replaced.add(article_id)
+                continue
+            if part and passages + count > _FETCHED_TOGETHER:
+                replaced |= self._fetch_part(part, counts)
+                part, passages = {}, 0
+            part[article_id] = revision
+            passages += count
+        return replaced | self._fetch_part(part, counts)
+
+    def _fetch_part(self, part: Mapping[str, int], counts: Mapping[str, tuple[int, int]]) -> set[str]:
+        ids = [passage_id(a, revision, n) for a, revision in part.items() for n in range(counts[a][1])]
+        if not ids:
+            return set()
+        passages, vectors = self._collection.read(ids)
+        found: dict[str, int] = dict.fromkeys(part, 0)
+        for passage in passages:
+            found[passage.article_id] += 1
+        lacking = {a for a, n in found.items() if n < counts[a][1]}
+        still = self._store.visible_passages(lacking)
+        replaced = {a for a in lacking if still.get(a) != counts[a]}  # replaced, and their rows swept, meanwhile
+        for article_id in lacking - replaced:
             log.error(
-                "article %r lacks %d of %d passages in the collection: index it again",
-                entry.article_id,
-                len(ids) - len(passages),
-                len(ids),
+                "article %r lacks %d of %d passages in the collection: yeoul verify --repair mends it",
+                article_id,
+                counts[article_id][1] - found[article_id],
+                counts[article_id][1],
             )
-        vectors: FloatArray = np.array([found[p.id] for p in passages], dtype=np.float32)
-        self._engine.apply({entry.article_id: entry.revision}, passages, vectors)
-        return True
+        kept = [i for i, p in enumerate(passages) if p.article_id not in replaced]
+        revisions: dict[str, int | None] = {a: r for a, r in part.items() if a not in replaced}
+        self._put(revisions, [passages[i] for i in kept], vectors[kept])
+        return replaced
 
-    def _visible(self, article_id: str) -> tuple[int, int] | None:
-        return self._store.visible_passages([article_id]).get(article_id)
+    def _put(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
+        self.whole = False
+        if CANARY in revisions:
+            of_canary = [i for i, p in enumerate(passages) if p.article_id == CANARY]
+            others = [i for i, p in enumerate(passages) if p.article_id != CANARY]
+            if self._shadow is not None:
+                self._shadow.apply({CANARY: revisions[CANARY]}, [passages[i] for i in of_canary], vectors[of_canary])
+            revisions = {a: r for a, r in revisions.items() if a != CANARY}
+            passages, vectors = [passages[i] for i in others], vectors[others]
+        if revisions:
+            self._engine.apply(revisions, passages, vectors)
+        self.whole = True
+
+
+def _differences(here: Mapping[str, int], visible: Mapping[str, int]) -> dict[str, tuple[int | None, int | None]]:
+    both = here.keys() | visible.keys()
+    return {a: (here.get(a), visible.get(a)) for a in both if here.get(a) != visible.get(a)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -26,8 +27,9 @@ from pipeline.encoding.sentence import Prompts
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
 from pipeline.korean.morphemes import Analyser, Term, terms_of
-from pipeline.storage.articles import ArticleStore, Indexed
+from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease
+from pipeline.storage.rows import Indexed
 
 log = logging.getLogger(__name__)
 
@@ -231,8 +233,8 @@ class Ingest:
         if everything:
             self._collection.upsert([p.passage for p in everything], vectors)
         done = [Indexed(change, len(parts)) for change, parts in zip(batch, analysed, strict=True)]
-        self._store.commit(done, lease, grace_seconds=self._grace_seconds)
-        self._tell(batch, analysed, vectors)
+        shown = self._store.commit(done, lease, grace_seconds=self._grace_seconds)
+        self._tell(batch, analysed, vectors, shown)
         deleted = sum(1 for change in batch if change.article is None)
         return Written(len(batch) - deleted, deleted, len(everything), encoded)
 
@@ -241,31 +243,37 @@ class Ingest:
         self._collection.flush()
 
     def sweep(self) -> int:
-        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept.
-
-        For the holder of the worker's lease: another's rows that wait for their commit would be swept away.
-        """
+        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept."""
         now = datetime.now(UTC)
         due = self._store.due_leftovers()
         if due:
-            self._collection.delete_replaced(dict(due))
-            self._store.forget_leftovers([article_id for article_id, _ in due], before=now)
+            self._collection.delete_replaced({article_id: (keep, before) for article_id, keep, before in due})
+            self._store.forget_leftovers([article_id for article_id, _, _ in due], before=now)
         return len(due)
 
-    def _tell(self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], vectors: FloatArray) -> None:
+    def _tell(
+        self,
+        batch: Sequence[Change],
+        analysed: Sequence[list[AnalysedPassage]],
+        vectors: FloatArray,
+        shown: AbstractSet[int],
+    ) -> None:
         """A few articles at a time: together they are quicker, but no search should wait for all of a batch."""
         if self.observer is None:
             return
         revisions: dict[str, int | None] = {}
         passages: list[Passage] = []
-        told = 0
+        rows: list[int] = []
+        seen = 0
         for number, (change, parts) in enumerate(zip(batch, analysed, strict=True), start=1):
-            revisions[change.article_id] = change.seq if parts else None
-            passages += [p.passage for p in parts]
+            if change.seq in shown:
+                revisions[change.article_id] = change.seq if parts else None
+                passages += [p.passage for p in parts]
+                rows += range(seen, seen + len(parts))
+            seen += len(parts)
             if len(passages) >= _TOLD_TOGETHER or number == len(batch):
-                self.observer(revisions, passages, vectors[told : told + len(passages)])
-                told += len(passages)
-                revisions, passages = {}, []
+                self.observer(revisions, passages, vectors[rows])
+                revisions, passages, rows = {}, [], []
 
     def _vectors(self, batch: Sequence[Change], passages: Sequence[AnalysedPassage]) -> tuple[FloatArray, int]:
         """The vectors of `passages`, those with known content copied from the rows that are visible now."""

@@ -112,7 +112,7 @@ def running(settings: Settings, analyser: Analyser, encoder: Encoder) -> Iterato
     assembly = assembly_of(settings, analyser, encoder)
     stop = threading.Event()
     app = create_app(settings, assembly=assembly, wake=lambda: worker.wake())  # noqa: PLW0108 - made after the app
-    worker = Worker(assembly.store, assembly.connect().ingest, on_commit=app.state.service.notify)
+    worker = Worker(assembly.store, lambda: assembly.connect().ingest, attempts=1, on_commit=app.state.service.notify)
     draining = threading.Thread(target=worker.run, args=(stop,))
     draining.start()
     try:

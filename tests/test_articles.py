@@ -17,9 +17,10 @@ from sqlalchemy import event
 from pipeline.documents import Article, Change
 from pipeline.errors import ArticleNotFound, OlderRevision
 from pipeline.storage import leases
-from pipeline.storage.articles import Accepted, ArticleStore, Indexed
+from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease
+from pipeline.storage.rows import Accepted, Indexed
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _IDS = st.sampled_from(["가", "나", "다"])
@@ -54,6 +55,12 @@ def lease(store: ArticleStore) -> Lease:
     held = leases.acquire(store.database, "worker", "test", 60)
     assert held is not None
     return held
+
+
+def change_of(accepted: Accepted) -> Change:
+    return Change(
+        seq=accepted.seq, article_id=accepted.article_id, article=article(accepted.article_id), updated_at=_START
+    )
 
 
 def commit(store: ArticleStore, changes: list[Change], lease: Lease) -> None:
@@ -256,13 +263,26 @@ def test_settled_changes_keep_no_bodies(store: ArticleStore, lease: Lease) -> No
     assert [tuple(row) for row in states] == [("superseded", None), ("superseded", None), ("indexed", None)]
 
 
-def test_bodies_gives_every_article_that_is_not_deleted_once(store: ArticleStore) -> None:
-    names = [f"글{n}" for n in range(25)]
+def test_shown_gives_what_is_visible_with_the_content_of_its_revision(store: ArticleStore, lease: Lease) -> None:
+    names = sorted(f"글{n}" for n in range(25))
     store.accept_many([article(name) for name in names], source="files")
+    commit(store, store.queued(99), lease)
+    commit(store, [change_of(store.accept(article("글3", body="새 본문")))], lease)
+    store.accept(article("글4", body="아직 안 보이는 본문"))
+    store.accept_delete("글5")
+    failed = store.accept(article("글6", body="색인할 수 없는 본문"))
+    store.fail(change_of(failed), "독", lease)
     store.accept_delete("글7")
-    batches = list(store.bodies(batch=10))
-    assert [len(batch) for batch in batches] == [10, 10, 4]
-    assert sorted(a.id for batch in batches for a in batch) == sorted(set(names) - {"글7"})
+    commit(store, [c for c in store.queued(99) if c.article_id == "글7"], lease)
+    first = store.shown(limit=10)
+    rest = store.shown(after=first[-1].article_id, limit=99)
+    shown = {change.article_id: (change.seq, change.article) for change in [*first, *rest]}
+    assert sorted(shown) == sorted(set(names) - {"글7"})
+    revisions = store.visible()[2]
+    assert {name: seq for name, (seq, _) in shown.items()} == revisions
+    bodies = {name: shown_article.body for name, (_, shown_article) in shown.items() if shown_article is not None}
+    assert bodies == {name: "새 본문" if name == "글3" else "본문" for name in shown}
+    assert sorted(c.article_id for c in store.shown_of(["글4", "글7", "없는 글"])) == ["글4"]
 
 
 def test_only_articles_that_may_have_old_rows_are_swept(store: ArticleStore, lease: Lease) -> None:
@@ -271,7 +291,7 @@ def test_only_articles_that_may_have_old_rows_are_swept(store: ArticleStore, lea
     assert store.due_leftovers() == []
     edited = store.accept(article("고친", body="고침"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("고친", edited.seq)]
+    assert store.due_leftovers() == [("고친", edited.seq, None)]
 
 
 def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleStore, lease: Lease) -> None:
@@ -279,7 +299,7 @@ def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleSt
     store.accept(article("가", body="하나"))
     second = store.accept(article("가", body="둘"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("가", second.seq)]
+    assert store.due_leftovers() == [("가", second.seq, None)]
 
 
 def test_old_rows_stay_until_the_grace_of_the_last_change_is_over(store: ArticleStore, lease: Lease) -> None:
@@ -297,7 +317,7 @@ def test_a_sweep_forgets_only_what_was_due_when_it_began(store: ArticleStore, le
         commit(store, store.queued(9), lease)
     before_it_was_due = datetime.now(UTC) - timedelta(seconds=30)
     store.forget_leftovers(["가"], before=before_it_was_due)
-    assert [article_id for article_id, _ in store.due_leftovers()] == ["가"]
+    assert [article_id for article_id, _, _ in store.due_leftovers()] == ["가"]
     store.forget_leftovers(["가"], before=datetime.now(UTC))
     assert store.due_leftovers() == []
 

@@ -20,7 +20,8 @@ from pipeline.index.collection import Collection
 from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
-from pipeline.storage.database import StateDatabase, inbox, leftovers
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.tables import inbox, leftovers
 from pipeline.storage.leases import Lease
 from tests.command_line import Outcome, Shell, finished
 from tests.write_path import Stage
@@ -72,7 +73,7 @@ def article(article_id: str, body: str) -> Article:
 def restarted(stage: Stage) -> None:
     """A new worker drains and sweeps, as after a restart: whoever has the folder does not wait for a dead one's lease."""
     assert leases.acquire(stage.store.database, "worker", "the dead one's", 60) is not None
-    worker = Worker(stage.store, stage.ingest(), alone=True)
+    worker = Worker(stage.store, stage.ingest, alone=True)
     worker.drain()
     worker.sweep()
 
@@ -84,7 +85,7 @@ def test_between_rows_and_commit_the_old_revision_stays_and_the_new_one_comes_af
     dying = cut_short(stage)
     dying.dies = True
     with pytest.raises(Killed):
-        Worker(stage.store, dying).drain()
+        Worker(stage.store, lambda: dying).drain()
     assert stage.shown("가") == ["옛 본문입니다."]
     assert stage.shown("나") == ["지울 글입니다."]
     assert stage.store.queue_length() == 2
@@ -99,7 +100,7 @@ def test_rows_of_a_change_that_was_superseded_while_the_worker_was_dead_are_swep
     dying = cut_short(stage)
     dying.dies = True
     with pytest.raises(Killed):
-        Worker(stage.store, dying).drain()
+        Worker(stage.store, lambda: dying).drain()
     assert set(stage.rows()) == {("가", 1)}
     stage.store.accept(article("가", "둘째."))
     restarted(stage)
@@ -112,7 +113,7 @@ def test_rows_of_an_article_deleted_while_the_worker_was_dead_are_swept(stage: S
     dying = cut_short(stage)
     dying.dies = True
     with pytest.raises(Killed):
-        Worker(stage.store, dying).drain()
+        Worker(stage.store, lambda: dying).drain()
     stage.store.accept_delete("가")
     restarted(stage)
     assert not stage.rows()
@@ -131,7 +132,7 @@ def test_half_a_batch_of_rows_is_completed(stage: Stage, monkeypatch: pytest.Mon
     with monkeypatch.context() as context:
         context.setattr(type(stage.collection), "upsert", lambda _, passages, vectors: half(passages, vectors))
         with pytest.raises(Killed):
-            Worker(stage.store, stage.ingest()).drain()
+            Worker(stage.store, stage.ingest).drain()
     assert len(stage.rows()) == 3
     assert stage.store.visible()[2] == {}
     restarted(stage)

@@ -28,8 +28,9 @@ def article(article_id: str, body: str = "본문입니다.") -> Article:
     return Article(id=article_id, title="제목", body=body)
 
 
-def worker_of(stage: Stage, ingest: Ingest | None = None, **callbacks: Any) -> Worker:
-    return Worker(stage.store, ingest or stage.ingest(), poll_seconds=0.02, **callbacks)
+def worker_of(stage: Stage, ingest: Ingest | None = None, *, attempts: int = 1, **callbacks: Any) -> Worker:
+    chosen = ingest or stage.ingest()
+    return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, **callbacks)
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def test_a_running_worker_takes_what_comes_sweeps_what_is_over_and_stops(stage: 
 
 
 def test_a_wake_is_quicker_than_the_poll(stage: Stage) -> None:
-    worker = Worker(stage.store, stage.ingest(), poll_seconds=60)
+    worker = Worker(stage.store, stage.ingest, poll_seconds=60)
     with running(worker):
         time.sleep(0.2)
         stage.store.accept(article("가"))
@@ -212,17 +213,122 @@ def test_a_slow_batch_keeps_its_lease(stage: Stage, monkeypatch: pytest.MonkeyPa
     assert others == [None]
 
 
-def test_nothing_is_swept_while_another_worker_holds_the_lease(stage: Stage) -> None:
-    """Its rows that wait for their commit are of no visible revision yet."""
+def test_a_sweep_spares_rows_that_wait_for_their_commit(stage: Stage) -> None:
+    """Another worker may have written them: they are of no visible revision yet."""
     stage.publish(article("가", "하나"))
     stage.publish(article("가", "둘"))
-    held = leases.acquire(stage.store.database, LEASE, "other", 60)
-    assert held is not None
+    stage.store.accept(article("가", "셋"))
+    waiting = stage.store.queued(9)
+    ingest = stage.ingest()
+    passages = [p.passage for parts in ingest.analyse(waiting) for p in parts]
+    stage.collection.upsert(passages, stage.encoder.encode_passages([p.text for p in passages]))
     worker_of(stage).sweep()
-    assert set(stage.rows()) == {("가", 1), ("가", 2)}
-    leases.release(stage.store.database, held)
+    assert set(stage.rows()) == {("가", 2), ("가", 3)}
+    worker_of(stage).drain()
     worker_of(stage).sweep()
-    assert set(stage.rows()) == {("가", 2)}
+    assert set(stage.rows()) == {("가", 3)}
+
+
+def test_a_push_goes_before_a_bulk_that_came_earlier(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
+    order: list[list[str]] = []
+    write = Ingest.write
+
+    def watched(ingest: Ingest, batch: list[Change], *rest: Any) -> Written:
+        order.append([change.article_id for change in batch])
+        if len(order) == 1:
+            stage.store.accept(article("급한글"))
+        return write(ingest, batch, *rest)
+
+    monkeypatch.setattr(Ingest, "write", watched)
+    stage.store.accept_many([article(f"글{n}") for n in range(8)], source="bulk")
+    worker_of(stage).drain()
+    assert order == [["글0", "글1"], ["급한글"], ["글2", "글3"], ["글4", "글5"], ["글6", "글7"]]
+
+
+def test_a_push_wins_over_the_same_articles_bulk_change_that_is_under_way(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bulk's older change is analysed already when the newer one is committed: it is never shown."""
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 1)
+    write = Ingest.write
+    shown: list[list[str]] = []
+
+    def watched(ingest: Ingest, batch: list[Change], *rest: Any) -> Written:
+        if not shown:
+            stage.store.accept(article("나", "새것"))
+        written = write(ingest, batch, *rest)
+        shown.append(stage.shown("나"))
+        return written
+
+    monkeypatch.setattr(Ingest, "write", watched)
+    stage.store.accept_many([article("가"), article("나", "옛것"), article("다")], source="bulk")
+    worker = worker_of(stage)
+    worker.drain()
+    assert shown[0] == []
+    assert all(texts == ["새것"] for texts in shown[1:])
+    assert stage.store.counts() == {"indexed": 3}
+    worker.sweep()
+    assert stage.rows() == {("가", 1): 1, ("나", 4): 1, ("다", 3): 1}
+
+
+def test_a_failed_attempt_is_repeated_later_and_the_last_one_is_a_dead_letter(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BACKOFF_SECONDS", 0.15)
+    stage.encoder.poison = "독"
+    stage.store.accept_many([article("가", "독이 든 사과"), article("나")], source="test")
+    worker = worker_of(stage, attempts=2)
+    assert worker.drain().failed == 0
+    state = stage.store.state("가")
+    assert (state.status, stage.store.queue_length()) == ("queued", 1)
+    assert "no vector" in (state.error or "")
+    assert worker.drain().articles == 0  # not due yet
+    due = stage.store.next_due()
+    assert due is not None
+    eventually(lambda: bool(stage.store.queued(1)))
+    assert worker.drain().failed == 1
+    [dead] = stage.store.failed(9)
+    assert (dead.article_id, dead.seq) == ("가", 1)
+    assert "no vector" in dead.error
+    stage.encoder.poison = None
+    assert [a.article_id for a in stage.store.retry()] == ["가"]
+    assert worker.drain().articles == 1
+    assert stage.shown("가") == ["독이 든 사과"]
+    assert stage.store.failed(9) == []
+
+
+def test_an_attempt_that_succeeds_later_leaves_no_error(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BACKOFF_SECONDS", 0.05)
+    stage.encoder.poison = "독"
+    with running(worker_of(stage, attempts=5)):
+        stage.store.accept(article("가", "독이 든 사과"))
+        eventually(lambda: stage.store.state("가").error is not None)
+        stage.encoder.poison = None
+        eventually(lambda: stage.store.state("가").status == "indexed")
+    assert stage.store.state("가").error is None
+
+
+def test_what_takes_the_lease_over_stops_a_worker_that_runs_and_it_goes_on_with_a_new_ingest(stage: Stage) -> None:
+    """So a rebuild can switch the collection under a running worker."""
+    asked: list[Ingest] = []
+
+    def ingest() -> Ingest:
+        asked.append(stage.ingest())
+        return asked[-1]
+
+    worker = Worker(stage.store, ingest, alone=True, poll_seconds=0.02)
+    with running(worker):
+        stage.store.accept(article("가"))
+        eventually(lambda: stage.store.queue_length() == 0)
+        held = leases.acquire(stage.store.database, LEASE, "a rebuild", 60, alone=True)
+        assert held is not None
+        stage.store.accept(article("나"))
+        time.sleep(0.2)
+        assert stage.store.queue_length() == 1
+        leases.release(stage.store.database, held)
+        eventually(lambda: stage.store.queue_length() == 0)
+    assert len(asked) == 2
 
 
 def test_an_unexpected_error_does_not_end_the_worker(
@@ -232,10 +338,10 @@ def test_an_unexpected_error_does_not_end_the_worker(
     queued = stage.store.queued
     failures = [ZeroDivisionError("once")]
 
-    def failing(limit: int, *, after: int = 0) -> list[Change]:
+    def failing(limit: int, **conditions: Any) -> list[Change]:
         if failures:
             raise failures.pop()
-        return queued(limit, after=after)
+        return queued(limit, **conditions)
 
     monkeypatch.setattr(stage.store, "queued", failing)
     stage.store.accept(article("가"))

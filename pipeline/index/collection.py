@@ -128,19 +128,16 @@ class Collection:
             with self._writing(deletes=True):
                 self._client.delete(self.name, filter=any_of(ID, batch), timeout=_WRITE_SECONDS)
 
-    def delete_article_revisions(self, article_id: str, *, keep_revision: int | None) -> None:
-        """Deletes the rows of every revision of the article but `keep_revision` (None: of all)."""
-        self.delete_replaced({article_id: keep_revision})
-
-    def delete_replaced(self, keep: Mapping[str, int | None]) -> None:
-        """Deletes, of each article in `keep`, the rows of every revision but the one given (None: of all).
+    def delete_replaced(self, keep: Mapping[str, tuple[int | None, int | None]]) -> None:
+        """Deletes, of each article in `keep`, the rows of every revision but the first one given (None: of all) that is below
+        the second one (None: whatever it is).
 
         Milvus Lite scans the collection once for a thousand articles, as long as it does for one.
         """
         for batch in rows.chunks(list(keep), _DELETE_IDS):
             stored = [row[ID] for row in self._pages(any_of(ARTICLE_ID, batch))]
             parts = [rows.parts_of(stored_id) for stored_id in stored]
-            self.delete([passage_id(*part) for part in parts if keep[part[0]] != part[1]])
+            self.delete([passage_id(*part) for part in parts if _is_replaced(part[1], *keep[part[0]])])
 
     def flush(self) -> None:
         """Seals what was written. On Milvus Lite it is due after a bulk load: rows in its write buffer are searched by
@@ -167,6 +164,13 @@ class Collection:
         """The passages of `ids`, in that order; those that are not stored are left out."""
         found = {row[ID]: row for row in self._rows(ids, PASSAGE_FIELDS)}
         return [rows.passage_of(found[key]) for key in map(encoded, ids) if key in found]
+
+    def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
+        """The passages of `ids`, in that order, without those that are not stored, and their vectors, float32 (n, dim)."""
+        found = {row[ID]: row for row in self._rows(ids, (*PASSAGE_FIELDS, DENSE))}
+        kept = [found[key] for key in map(encoded, ids) if key in found]
+        vectors = np.array([row[DENSE] for row in kept], dtype=np.float32).reshape(len(kept), self.dim)
+        return [rows.passage_of(row) for row in kept], vectors
 
     def get_vectors(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         """The vectors of those of `ids` that are stored: id to float32 (dim,)."""
@@ -311,6 +315,10 @@ class Collection:
             )
         self._searched = max(self._searched, written)
         return list(found[0])
+
+
+def _is_replaced(revision: int, kept: int | None, before: int | None) -> bool:
+    return revision != kept and (before is None or revision < before)
 
 
 def _connected(uri: str, token: str) -> MilvusClient:

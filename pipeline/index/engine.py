@@ -69,6 +69,9 @@ class Engine(Protocol):
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """The passages with these ids; one that was replaced since is missing."""
 
+    def revisions(self) -> dict[str, int]:
+        """Article id → the revision that is visible here."""
+
     def apply(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """Makes these revisions the visible ones, in one step: of each article its `passages` and no others. A revision of
         None: the article is gone."""

@@ -53,6 +53,10 @@ class MilvusEngine:
         """Raises StoreUnavailable where no leg can answer; see `MilvusSearch.search`."""
         return self._search.search(query)
 
+    def revisions(self) -> dict[str, int]:
+        with self._lock:
+            return {article_id: revision for article_id, (revision, _) in self._visible.items()}
+
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Raises StoreUnavailable where the texts are in Milvus alone and it does not answer."""
         return self._search.passages(ids)
@@ -107,6 +111,9 @@ class StandIn:
     @property
     def count(self) -> int:
         return self._engine.count
+
+    def revisions(self) -> dict[str, int]:
+        return self._engine.revisions()
 
     def search(self, query: EngineQuery) -> Candidates:
         """Raises StoreUnavailable where no leg can answer; see `MilvusSearch.search`."""

@@ -71,6 +71,11 @@ class ResidentEngine:
             self._remove([row for article_id in revisions for row in self._rows_of_article.pop(article_id, [])])
             self._add(passages, vectors)
 
+    def revisions(self) -> dict[str, int]:
+        with self._lock:
+            firsts = [self._ids[rows[0]] or "" for rows in self._rows_of_article.values() if rows]
+        return {article_id: revision for article_id, revision, _ in map(passage_parts, firsts)}
+
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         with self._lock:
             found = {i: self._packed[self._row_of[i]] for i in ids if i in self._row_of}

@@ -7,67 +7,23 @@ transaction. Readers follow `log_since` and trust `visible`. Knows nothing of pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
-import orjson
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, select
 
-from pipeline.documents import Article, Change
-from pipeline.errors import ArticleNotFound, OlderRevision, YeoulError
-from pipeline.storage import statements
-from pipeline.storage.database import StateDatabase, articles, changes, inbox, leftovers
+from pipeline.documents import CANARY, Article, Change
+from pipeline.errors import ArticleNotFound, LogPruned, OlderRevision, YeoulError
+from pipeline.storage import acceptance, commits, signals, statements
+from pipeline.storage.acceptance import BULK, PUSH, article_of
+from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, check_lease
+from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, LogEntry
+from pipeline.storage.tables import articles, changes, inbox, leftovers
 
-Status = Literal["queued", "indexed", "failed", "deleted"]
-_MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The answer to a change: `seq` to wait for; `unchanged` where the same content is already accepted."""
-
-    article_id: str
-    seq: int
-    revision: int | None
-    status: Status
-    unchanged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ArticleState:
-    """What is known of one article; `article` is the newest accepted version, None after a delete."""
-
-    article_id: str
-    article: Article | None
-    seq: int
-    revision: int | None
-    status: Status
-    error: str | None
-    passages: int
-    updated_at: datetime
-    accepted_at: datetime
-    indexed_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Indexed:
-    """What the worker made of a change: its rows are in the collection (or, for a delete, there is nothing to show)."""
-
-    change: Change
-    passages: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One line of the change log: from `position` on, `revision` is visible (None: the article is gone)."""
-
-    position: int
-    article_id: str
-    revision: int | None
-    seq: int
+_LANES = (PUSH, BULK)
+INBOX, CHANGES = "inbox", "changes"  # what other processes are woken for
 
 
 class ArticleStore:
@@ -84,24 +40,32 @@ class ArticleStore:
         Raises OlderRevision where a newer `updated_at` is already accepted. Content that is already accepted is one
         change: the answer is `unchanged` and carries its number.
         """
-        with self.database.write() as connection:
-            return _accept(connection, article.id, article, source)
-
-    def accept_many(self, batch: Sequence[Article], *, source: str) -> list[Accepted | YeoulError]:
-        """Like `accept` for each article in order, in one transaction; what is refused comes back as its error."""
-        answers: list[Accepted | YeoulError] = []
-        with self.database.write() as connection:
-            for article in batch:
-                try:
-                    answers.append(_accept(connection, article.id, article, source))
-                except OlderRevision as error:
-                    answers.append(error)
-        return answers
+        return self._accept(article.id, article, source)
 
     def accept_delete(self, article_id: str, *, source: str = "push") -> Accepted:
         """Writes a delete into the inbox. Raises ArticleNotFound for an id that was never accepted."""
+        return self._accept(article_id, None, source)
+
+    def accept_many(self, batch: Sequence[Article], *, source: str, lane: int = BULK) -> list[Accepted | YeoulError]:
+        """Like `accept` for each article in order, in one transaction; what is refused comes back as its error."""
         with self.database.write() as connection:
-            return _accept(connection, article_id, None, source)
+            return accept_in(connection, [(article.id, article) for article in batch], source=source, lane=lane)
+
+    def retry(self, article_ids: Sequence[str] | None = None) -> list[Accepted]:
+        """Puts what failed into the inbox again, as it was accepted: of these articles, or of all (None)."""
+        failed = select(articles).where(articles.c.status == "failed").order_by(articles.c.accepted_seq)
+        if article_ids is not None:
+            failed = failed.where(articles.c.id.in_(article_ids))
+        now = datetime.now(UTC)
+        with self.database.write() as connection:
+            signals.send(connection, INBOX)
+            return [
+                acceptance.queue(
+                    connection, row.id, row.payload, row.accepted_hash, row.updated_at, row,
+                    source="retry", lane=PUSH, now=now,
+                )
+                for row in connection.execute(failed).all()
+            ]  # fmt: skip
 
     # ---- reading
 
@@ -113,7 +77,7 @@ class ArticleStore:
             raise ArticleNotFound(article_id)
         return ArticleState(
             article_id=row.id,
-            article=_article(row.payload),
+            article=article_of(row.payload),
             seq=row.accepted_seq,
             revision=row.revision,
             status=row.status,
@@ -124,14 +88,17 @@ class ArticleStore:
             indexed_at=row.indexed_at,
         )
 
-    def queued(self, limit: int, *, after: int = 0) -> list[Change]:
-        """The oldest changes above `after` that wait, at most one an article: an older one is superseded by it."""
-        newer = inbox.alias()  # waits too, or this would be settled; its state is not asked, so that the index serves
-        superseded = exists().where(newer.c.article_id == inbox.c.article_id, newer.c.seq > inbox.c.seq)
-        waits = (inbox.c.state == "queued", inbox.c.seq > after, ~superseded)
-        query = select(inbox).where(*waits).order_by(inbox.c.seq).limit(limit)
+    def queued(self, limit: int, *, after: int = 0, lanes: tuple[int, int] = _LANES) -> list[Change]:
+        """The changes of the lanes from .. to, above number `after`, that may be tried now: by lane, then by number; at
+        most one an article, because an older one is superseded by it."""
         with self.database.read() as connection:
-            return [_change(row) for row in connection.execute(query)]
+            return acceptance.waiting(connection, limit, lanes=lanes, after=after, now=datetime.now(UTC))
+
+    def next_due(self) -> datetime | None:
+        """When the next change that waits for another attempt may be tried; None where none does."""
+        query = select(func.min(inbox.c.due_at)).where(inbox.c.state == "queued", inbox.c.due_at.is_not(None))
+        with self.database.read() as connection:
+            return connection.execute(query).scalar()
 
     def queue_length(self) -> int:
         with self.database.read() as connection:
@@ -139,26 +106,32 @@ class ArticleStore:
             return int(connection.execute(query).scalar_one())
 
     def counts(self) -> dict[str, int]:
-        """Articles by status."""
+        """Articles by status; the canary is none."""
+        query = select(articles.c.status, func.count()).where(articles.c.id != CANARY).group_by(articles.c.status)
         with self.database.read() as connection:
-            rows = connection.execute(select(articles.c.status, func.count()).group_by(articles.c.status))
+            rows = connection.execute(query)
             return {status: int(count) for status, count in rows}
+
+    def failed(self, limit: int) -> list[Failed]:
+        """The articles whose newest change could not be indexed, oldest first."""
+        query = select(articles).where(articles.c.status == "failed").order_by(articles.c.accepted_seq).limit(limit)
+        with self.database.read() as connection:
+            return [Failed(r.id, r.accepted_seq, r.error or "", r.accepted_at) for r in connection.execute(query)]
 
     def settled(self, seq: int) -> bool:
         """True when the change accepted as `seq` is in a final state (indexed, superseded, failed, deleted)."""
         with self.database.read() as connection:
-            state = connection.execute(select(inbox.c.state).where(inbox.c.seq == seq)).scalar_one_or_none()
-        return state is not None and state != "queued"
+            return acceptance.progress(connection, seq) == "settled"
 
     def known(self, seq: int) -> bool:
         """True when a change was accepted as `seq`."""
         with self.database.read() as connection:
-            return connection.execute(select(inbox.c.seq).where(inbox.c.seq == seq)).scalar_one_or_none() is not None
+            return acceptance.progress(connection, seq) != "unknown"
 
     def settled_up_to(self) -> int:
         """The largest S such that every change accepted as S or before is in a final state; 0 at the beginning."""
         with self.database.read() as connection:
-            return _settled_up_to(connection)
+            return acceptance.settled_up_to(connection)
 
     def failures(self, first: int, last: int) -> dict[str, str]:
         """Article id → error of the changes accepted as `first` .. `last` that could not be indexed."""
@@ -175,7 +148,7 @@ class ArticleStore:
             rows = connection.execute(
                 select(articles.c.id, articles.c.revision).where(articles.c.revision.is_not(None))
             )
-            return int(position), _settled_up_to(connection), {row.id: row.revision for row in rows}
+            return int(position), acceptance.settled_up_to(connection), {row.id: row.revision for row in rows}
 
     def visible_passages(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
         """(visible revision, number of its passages) of those of `article_ids` that have one."""
@@ -196,65 +169,92 @@ class ArticleStore:
         return "" if row is None else f"{row.article_id} {row.revision} {row.seq} {row.created_at.isoformat()}"
 
     def log_since(self, position: int, limit: int = 1000) -> tuple[list[LogEntry], int]:
-        """The log after `position`, oldest first, and the settled seq of the same moment."""
+        """The log after `position`, oldest first, and the settled seq of the same moment.
+
+        Numbers are a safe place to go on from: one writer at a time commits, on PostgreSQL too (`StateDatabase.write`).
+        Raises LogPruned where lines after `position` are gone.
+        """
         query = select(changes).where(changes.c.position > position).order_by(changes.c.position).limit(limit)
         with self.database.read() as connection:
-            entries = [LogEntry(r.position, r.article_id, r.revision, r.seq) for r in connection.execute(query)]
-            return entries, _settled_up_to(connection)
+            if position < acceptance.pruned_to(connection, "changes"):
+                raise LogPruned(position)
+            rows = connection.execute(query)
+            entries = [LogEntry(r.position, r.article_id, r.revision, r.seq, r.lane, r.accepted_at) for r in rows]
+            return entries, acceptance.settled_up_to(connection)
 
-    def bodies(self, batch: int = 200) -> Iterable[list[Article]]:
-        """Every accepted article that is not deleted, in order of id, `batch` at a time."""
-        last = ""
-        while True:
-            query = (
-                select(articles.c.id, articles.c.payload)
-                .where(articles.c.id > last, articles.c.payload.is_not(None))
-                .order_by(articles.c.id)
-                .limit(batch)
-            )
-            with self.database.read() as connection:
-                rows = connection.execute(query).all()
-            if not rows:
-                return
-            yield [article for row in rows if (article := _article(row.payload)) is not None]
-            last = rows[-1].id
+    def shown(self, *, after: str = "", limit: int = 200) -> list[Change]:
+        """The visible articles with ids above `after`, in order of id: each as the change (its revision) that shows it."""
+        query = (
+            select(articles).where(articles.c.id > after, articles.c.revision.is_not(None), articles.c.id != CANARY)
+        ).order_by(articles.c.id)
+        return self._shown(query.limit(limit))
+
+    def shown_of(self, article_ids: Sequence[str]) -> list[Change]:
+        """Likewise for those of `article_ids` that are visible, in no order."""
+        found: list[Change] = []
+        for start in range(0, len(article_ids), _SQL_VARIABLES):
+            wanted = articles.c.id.in_(article_ids[start : start + _SQL_VARIABLES])
+            found += self._shown(select(articles).where(wanted, articles.c.revision.is_not(None)))
+        return found
 
     # ---- the worker's side
 
-    def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float) -> None:
+    def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float) -> set[int]:
         """Makes `done`, at most one change an article, visible: registry, change log and inbox in one transaction, if
-        `lease` still holds.
+        `lease` still holds. Gives the numbers of those that were shown: what was superseded meanwhile is not.
 
         Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`.
         """
         now = datetime.now(UTC)
         due = now + timedelta(seconds=grace_seconds)
+        shown: set[int] = set()
         with self.database.write() as connection:
             check_lease(connection, lease)
             for start in range(0, len(done), _SQL_VARIABLES):
-                for article_id in _commit(connection, done[start : start + _SQL_VARIABLES], now):
-                    note_leftovers(connection, article_id, due)
+                shown |= commits.commit(connection, done[start : start + _SQL_VARIABLES], now=now, due=due)
+            signals.send(connection, CHANGES)
+        return shown
 
     def fail(self, change: Change, error: str, lease: Lease) -> None:
         """Settles a change that cannot be indexed; what was visible stays visible, the error stands in the registry."""
         now = datetime.now(UTC)
         with self.database.write() as connection:
             check_lease(connection, lease)
-            _settle(connection, change, "failed", now, error=error)
+            commits.settle(connection, change, "failed", now, error=error)
             row = {"of": change.article_id, "number": change.seq, "new_state": "failed", "new_error": error}
             connection.execute(statements.SET_STATUS, [row])
-            note_leftovers(connection, change.article_id, now)
+            commits.note_leftovers(connection, change.article_id, now)
+            signals.send(connection, CHANGES)
 
-    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None]]:
-        """Articles whose old rows may go now, each with its visible revision (the one to keep)."""
+    def postpone(self, change: Change, error: str, lease: Lease, *, seconds: float) -> None:
+        """Notes that an attempt failed; the next one is not before `seconds` from now."""
+        with self.database.write() as connection:
+            check_lease(connection, lease)
+            commits.postpone(connection, change, error, datetime.now(UTC) + timedelta(seconds=seconds))
+
+    def prune(self, older_than_seconds: float) -> tuple[int, int]:
+        """Forgets settled changes and lines of the change log of that age: how many of each. What is known of the articles
+        stays; a reader that still stood before them loads anew."""
+        with self.database.write() as connection:
+            return commits.prune(connection, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
+
+    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None, int | None]]:
+        """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number of its oldest
+        change that still waits: rows from there on may be somebody's who is about to commit them."""
+        waits = inbox.alias()
+        oldest = (
+            select(func.min(waits.c.seq))
+            .where(waits.c.article_id == leftovers.c.article_id, waits.c.state == "queued")
+            .scalar_subquery()
+        )
         query = (
-            select(leftovers.c.article_id, articles.c.revision)
+            select(leftovers.c.article_id, articles.c.revision, oldest)
             .join(articles, articles.c.id == leftovers.c.article_id)
             .where(leftovers.c.due_at <= datetime.now(UTC))
             .limit(limit)
         )
         with self.database.read() as connection:
-            return [(row.article_id, row.revision) for row in connection.execute(query)]
+            return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
     def forget_leftovers(self, article_ids: Sequence[str], before: datetime) -> None:
         """Their old rows are gone; an entry that became due after `before` stays."""
@@ -262,117 +262,37 @@ class ArticleStore:
             where = leftovers.c.article_id.in_(article_ids) & (leftovers.c.due_at <= before)
             connection.execute(delete(leftovers).where(where))
 
+    def _accept(self, article_id: str, article: Article | None, source: str) -> Accepted:
+        with self.database.write() as connection:
+            now = datetime.now(UTC)
+            answer = acceptance.accept(connection, article_id, article, source=source, lane=PUSH, now=now)
+            signals.send(connection, INBOX)
+            return answer
 
-def note_leftovers(connection: Connection, article_id: str, due: datetime) -> None:
-    """Old rows of the article may be deleted at `due`, or at a later time that was noted before."""
-    noted = connection.execute(select(leftovers.c.due_at).where(leftovers.c.article_id == article_id)).scalar()
-    if noted is None:
-        connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
-    elif noted < due:
-        connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
+    def _shown(self, query: Select[Any]) -> list[Change]:
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            Change(
+                seq=row.revision,
+                article_id=row.id,
+                article=article_of(row.shown_payload or row.payload),
+                updated_at=row.updated_at,
+            )
+            for row in rows
+        ]
 
 
-def _accept(connection: Connection, article_id: str, article: Article | None, source: str) -> Accepted:
+def accept_in(
+    connection: Connection, batch: Sequence[tuple[str, Article | None]], *, source: str, lane: int
+) -> list[Accepted | YeoulError]:
+    """Accepts each (id, article; None: its delete) within a transaction of the caller; refusals come back as errors."""
     now = datetime.now(UTC)
-    known = connection.execute(statements.KNOWN, {"of": article_id}).one_or_none()
-    if article is None and known is None:
-        raise ArticleNotFound(article_id)
-    updated_at = _effective_time(article, known, now)
-    digest = article.content_hash if article is not None else None
-    if known is not None:
-        if updated_at < known.updated_at and article is not None:
-            raise OlderRevision(article_id, updated_at.isoformat(), known.updated_at.isoformat())
-        if known.accepted_hash == digest and known.status != "failed":
-            connection.execute(statements.CHANGE, {"of": article_id, "updated_at": updated_at})
-            return Accepted(article_id, known.accepted_seq, known.revision, known.status, unchanged=True)
-    payload = orjson.dumps(article.to_mapping()).decode() if article is not None else None
-    result = connection.execute(
-        statements.QUEUE,
-        {
-            "article_id": article_id,
-            "payload": payload,
-            "updated_at": updated_at,
-            "accepted_at": now,
-            "source": source,
-            "state": "queued",
-            "attempts": 0,
-        },
-    )
-    seq = int(result.inserted_primary_key[0])  # type: ignore[index]  # an INSERT of one row always has a key
-    values: dict[str, Any] = {
-        "payload": payload,
-        "accepted_seq": seq,
-        "accepted_hash": digest,
-        "updated_at": updated_at,
-        "accepted_at": now,
-        "status": "queued",
-        "error": None,
-    }
-    if known is None:
-        connection.execute(statements.REGISTER, {"id": article_id, "passages": 0, **values})
-    else:
-        connection.execute(statements.CHANGE, {"of": article_id, **values})
-    return Accepted(article_id, seq, known.revision if known is not None else None, "queued")
-
-
-def _effective_time(article: Article | None, known: Row[Any] | None, now: datetime) -> datetime:
-    """`updated_at`, or the time of acceptance where it is missing or ahead of the clock; never before what is known.
-
-    An article without `updated_at` means "now", so it follows what is known even if that was dated ahead.
-    """
-    given = article.updated_at if article is not None else None
-    if given is not None and given <= now + _MAX_CLOCK_SKEW:
-        return given
-    return max(now, known.updated_at) if known is not None else now
-
-
-def _commit(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[str]:
-    """Gives the articles that may have rows of another revision: of the one before, or of one whose writing was cut short."""
-    ids = [item.change.article_id for item in done]
-    known = select(articles.c.id, articles.c.revision).where(articles.c.id.in_(ids))
-    before = {row.id: row.revision for row in connection.execute(known)}
-    firsts = select(inbox.c.article_id, func.min(inbox.c.seq)).where(inbox.c.article_id.in_(ids))
-    first_seq = {row[0]: row[1] for row in connection.execute(firsts.group_by(inbox.c.article_id))}
-    rows: list[dict[str, Any]] = []
-    for item in done:
-        gone = item.change.article is None or not item.change.article.visible
-        rows.append(
-            {
-                "of": item.change.article_id,
-                "number": item.change.seq,
-                "at": now,
-                "new_error": None,
-                "new_state": "deleted" if item.change.article is None else "indexed",
-                "new_revision": None if gone else item.change.seq,
-                "new_passages": item.passages,
-            }
-        )
-    connection.execute(statements.SUPERSEDE, rows)
-    connection.execute(statements.SETTLE, rows)
-    connection.execute(statements.SHOW, rows)
-    connection.execute(statements.SET_STATUS, rows)
-    logged = [row for row in rows if row["new_revision"] is not None or before[row["of"]] is not None]
-    if logged:
-        connection.execute(statements.LOG, logged)
-    return [row["of"] for row in rows if first_seq[row["of"]] < row["number"]]
-
-
-def _settle(connection: Connection, change: Change, state: str, now: datetime, error: str | None = None) -> None:
-    row = {"of": change.article_id, "number": change.seq, "at": now, "new_state": state, "new_error": error}
-    connection.execute(statements.SUPERSEDE, [row])
-    connection.execute(statements.SETTLE, [row])
-
-
-def _settled_up_to(connection: Connection) -> int:
-    first = connection.execute(select(func.min(inbox.c.seq)).where(inbox.c.state == "queued")).scalar()
-    if first is not None:
-        return int(first) - 1
-    return int(connection.execute(select(func.max(inbox.c.seq))).scalar() or 0)
-
-
-def _article(payload: str | None) -> Article | None:
-    return Article.from_mapping(orjson.loads(payload)) if payload is not None else None
-
-
-def _change(row: Row[Any]) -> Change:
-    return Change(seq=row.seq, article_id=row.article_id, article=_article(row.payload), updated_at=row.updated_at)
+    answers: list[Accepted | YeoulError] = []
+    for article_id, article in batch:
+        try:
+            answers.append(acceptance.accept(connection, article_id, article, source=source, lane=lane, now=now))
+        except (OlderRevision, ArticleNotFound) as error:
+            answers.append(error)
+    signals.send(connection, INBOX)
+    return answers

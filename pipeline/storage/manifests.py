@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from sqlalchemy import func, insert, select, update
 
 from pipeline.index.manifest import Manifest
-from pipeline.storage.database import StateDatabase, collections
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.tables import collections
 
 
 @dataclass(frozen=True, slots=True)

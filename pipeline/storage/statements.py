@@ -9,11 +9,13 @@ from datetime import datetime
 
 from sqlalchemy import BindParameter, bindparam, insert, select, update
 
-from pipeline.storage.database import articles, changes, inbox
+from pipeline.storage.tables import articles, changes, inbox
 
 OF: BindParameter[str] = bindparam("of")
 NUMBER: BindParameter[int] = bindparam("number")
 AT: BindParameter[datetime] = bindparam("at")
+ACCEPTED: BindParameter[datetime | None] = bindparam("accepted")
+IN_LANE: BindParameter[int | None] = bindparam("in_lane")
 KNOWN = select(articles).where(articles.c.id == OF)
 QUEUE = insert(inbox)
 REGISTER = insert(articles)
@@ -31,11 +33,13 @@ SETTLE = (
 SHOW = (
     update(articles)
     .where(articles.c.id == OF)
-    .values(revision=bindparam("new_revision"), passages=bindparam("new_passages"), indexed_at=AT)
+    .values(revision=bindparam("new_revision"), passages=bindparam("new_passages"), indexed_at=AT, shown_payload=None)
 )
 SET_STATUS = (  # a newer change may be queued meanwhile: its status stands
     update(articles)
     .where(articles.c.id == OF, articles.c.accepted_seq == NUMBER)
     .values(status=bindparam("new_state"), error=bindparam("new_error"))
 )
-LOG = insert(changes).values(article_id=OF, revision=bindparam("new_revision"), seq=NUMBER, created_at=AT)
+LOG = insert(changes).values(
+    article_id=OF, revision=bindparam("new_revision"), seq=NUMBER, lane=IN_LANE, accepted_at=ACCEPTED, created_at=AT
+)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from pipeline.storage.database import metadata
+from pipeline.storage.tables import metadata
 
 engine = context.config.attributes["engine"]
 with engine.connect().execution_options(yeoul_write=True) as connection:

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from pipeline.storage.database import Moment
+from pipeline.storage.tables import Moment
 
 revision = "0001"
 down_revision = None

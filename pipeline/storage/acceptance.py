@@ -1,0 +1,156 @@
+"""How a change enters: the rules of order and identity, and the inbox as a queue.
+
+Functions over an open connection; `ArticleStore` gives them their transactions. Knows nothing of what indexing a change means.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import orjson
+from sqlalchemy import Connection, Row, exists, func, or_, select
+
+from pipeline.documents import Article, Change, stored_article
+from pipeline.errors import ArticleNotFound, OlderRevision
+from pipeline.storage import statements
+from pipeline.storage.rows import Accepted
+from pipeline.storage.tables import inbox, pruned
+
+PUSH, SOURCE, BULK = 0, 1, 2  # lanes: what waits in a lower one is indexed first
+_MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
+
+
+def accept(
+    connection: Connection, article_id: str, article: Article | None, *, source: str, lane: int, now: datetime
+) -> Accepted:
+    """Puts a change of `article_id` (None: its delete) into the inbox, unless it changes nothing.
+
+    Raises OlderRevision where a newer `updated_at` is accepted, ArticleNotFound for the delete of an unknown id.
+    """
+    known = connection.execute(statements.KNOWN, {"of": article_id}).one_or_none()
+    if article is None and known is None:
+        raise ArticleNotFound(article_id)
+    updated_at = _effective_time(article, known, now)
+    digest = article.content_hash if article is not None else None
+    if known is not None:
+        if updated_at < known.updated_at and article is not None:
+            raise OlderRevision(article_id, updated_at.isoformat(), known.updated_at.isoformat())
+        if known.accepted_hash == digest and known.status != "failed":
+            connection.execute(statements.CHANGE, {"of": article_id, "updated_at": updated_at})
+            return Accepted(article_id, known.accepted_seq, known.revision, known.status, unchanged=True)
+    payload = orjson.dumps(article.to_mapping()).decode() if article is not None else None
+    return queue(connection, article_id, payload, digest, updated_at, known, source=source, lane=lane, now=now)
+
+
+def queue(
+    connection: Connection,
+    article_id: str,
+    payload: str | None,
+    digest: str | None,
+    updated_at: datetime,
+    known: Row[Any] | None,
+    *,
+    source: str,
+    lane: int,
+    now: datetime,
+) -> Accepted:
+    """Gives the change its number and notes it in the registry; `known` is the article's row there."""
+    waiting = {
+        "article_id": article_id,
+        "payload": payload,
+        "updated_at": updated_at,
+        "accepted_at": now,
+        "source": source,
+        "lane": lane,
+        "state": "queued",
+        "attempts": 0,
+    }
+    result = connection.execute(statements.QUEUE, waiting)
+    seq = int(result.inserted_primary_key[0])  # type: ignore[index]  # an INSERT of one row always has a key
+    values: dict[str, Any] = {
+        "payload": payload,
+        "accepted_seq": seq,
+        "accepted_hash": digest,
+        "updated_at": updated_at,
+        "accepted_at": now,
+        "status": "queued",
+        "error": None,
+    }
+    if known is None:
+        connection.execute(statements.REGISTER, {"id": article_id, "passages": 0, **values})
+        return Accepted(article_id, seq, None, "queued")
+    if known.revision is not None and known.revision == known.accepted_seq:
+        values["shown_payload"] = known.payload  # what readers see until this change is indexed, and if it never is
+    connection.execute(statements.CHANGE, {"of": article_id, **values})
+    return Accepted(article_id, seq, known.revision, "queued")
+
+
+def waiting(connection: Connection, limit: int, *, lanes: tuple[int, int], after: int, now: datetime) -> list[Change]:
+    """Changes of the lanes from .. to that may be tried now, above `after`, by lane and number; at most one an article:
+    a newer one supersedes it, whatever its lane."""
+    newer = inbox.alias()  # waits too, or this would be settled; its state is not asked, so that the index serves
+    superseded = exists().where(newer.c.article_id == inbox.c.article_id, newer.c.seq > inbox.c.seq)
+    query = (
+        select(inbox)
+        .where(
+            inbox.c.state == "queued",
+            inbox.c.lane.between(*lanes),
+            inbox.c.seq > after,
+            or_(inbox.c.due_at.is_(None), inbox.c.due_at <= now),
+            ~superseded,
+        )
+        .order_by(inbox.c.lane, inbox.c.seq)
+        .limit(limit)
+    )
+    return [_change(row) for row in connection.execute(query)]
+
+
+def progress(connection: Connection, seq: int) -> Literal["unknown", "queued", "settled"]:
+    """Where the change accepted as `seq` stands; one that was pruned was settled."""
+    state = connection.execute(select(inbox.c.state).where(inbox.c.seq == seq)).scalar_one_or_none()
+    if state is None:
+        return "settled" if 0 < seq <= pruned_to(connection, "inbox") else "unknown"
+    return "queued" if state == "queued" else "settled"
+
+
+def settled_up_to(connection: Connection) -> int:
+    """The largest S such that every change accepted as S or before is in a final state; 0 at the beginning."""
+    first = connection.execute(select(func.min(inbox.c.seq)).where(inbox.c.state == "queued")).scalar()
+    if first is not None:
+        return int(first) - 1
+    last = connection.execute(select(func.max(inbox.c.seq))).scalar()
+    return max(int(last or 0), pruned_to(connection, "inbox"))
+
+
+def pruned_to(connection: Connection, name: Literal["inbox", "changes"]) -> int:
+    """Up to which number rows of the inbox, of the change log, may be missing; 0 where none are."""
+    return int(connection.execute(select(pruned.c.value).where(pruned.c.name == name)).scalar() or 0)
+
+
+def article_of(payload: str | None) -> Article | None:
+    """The article that was accepted as `payload`."""
+    return stored_article(orjson.loads(payload)) if payload is not None else None
+
+
+def _effective_time(article: Article | None, known: Row[Any] | None, now: datetime) -> datetime:
+    """`updated_at`, or the time of acceptance where it is missing or ahead of the clock; never before what is known.
+
+    An article without `updated_at` means "now", so it follows what is known even if that was dated ahead.
+    """
+    given = article.updated_at if article is not None else None
+    if given is not None and given <= now + _MAX_CLOCK_SKEW:
+        return given
+    return max(now, known.updated_at) if known is not None else now
+
+
+def _change(row: Row[Any]) -> Change:
+    return Change(
+        seq=row.seq,
+        article_id=row.article_id,
+        article=article_of(row.payload),
+        updated_at=row.updated_at,
+        accepted_at=row.accepted_at,
+        lane=row.lane,
+        attempts=row.attempts,
+    )

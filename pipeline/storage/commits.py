@@ -1,0 +1,122 @@
+"""How a change becomes visible: registry, change log and inbox in one transaction. Functions over an open connection.
+
+Readers trust `articles.revision` alone, so a change is visible, whole, from the moment the transaction ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from pipeline.documents import Change
+from pipeline.storage import statements
+from pipeline.storage.rows import Indexed
+from pipeline.storage.tables import articles, changes, inbox, leftovers, pruned
+
+
+def commit(connection: Connection, done: Sequence[Indexed], *, now: datetime, due: datetime) -> set[int]:
+    """Shows those of `done` that still wait, at most one change an article, and gives their numbers.
+
+    What was superseded since it was read stays hidden. Articles that may have rows of another revision than the visible
+    one are noted as leftovers, due at `due`.
+    """
+    numbers = [item.change.seq for item in done]
+    query = select(inbox.c.seq).where(inbox.c.seq.in_(numbers), inbox.c.state == "queued")
+    waiting = set(connection.execute(query).scalars())
+    shown = [item for item in done if item.change.seq in waiting]
+    late = [item.change.article_id for item in done if item.change.seq not in waiting]
+    for article_id in [*_show(connection, shown, now), *late]:
+        note_leftovers(connection, article_id, due)
+    return waiting
+
+
+def settle(connection: Connection, change: Change, state: str, now: datetime, error: str | None = None) -> None:
+    """Puts the change, and what waits before it of the same article, into a final state."""
+    row = {"of": change.article_id, "number": change.seq, "at": now, "new_state": state, "new_error": error}
+    connection.execute(statements.SUPERSEDE, [row])
+    connection.execute(statements.SETTLE, [row])
+
+
+def postpone(connection: Connection, change: Change, error: str, due: datetime) -> None:
+    """Notes a failed attempt, the next one not before `due`."""
+    values = {"attempts": change.attempts + 1, "error": error, "due_at": due}
+    connection.execute(update(inbox).where(inbox.c.seq == change.seq, inbox.c.state == "queued").values(**values))
+    told = update(articles).where(articles.c.id == change.article_id, articles.c.accepted_seq == change.seq)
+    connection.execute(told.values(error=error))
+
+
+def note_leftovers(connection: Connection, article_id: str, due: datetime) -> None:
+    """Old rows of the article may be deleted at `due`, or at a later time that was noted before."""
+    noted = connection.execute(select(leftovers.c.due_at).where(leftovers.c.article_id == article_id)).scalar()
+    if noted is None:
+        connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
+    elif noted < due:
+        connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
+
+
+def prune(connection: Connection, before: datetime) -> tuple[int, int]:
+    """Deletes settled changes and lines of the log that are older than `before`; gives how many of each."""
+    settled = (inbox.c.state != "queued", inbox.c.settled_at < before)
+    old = (changes.c.created_at < before,)
+    counts = []
+    for name, table, number, conditions in (
+        ("inbox", inbox, inbox.c.seq, settled),
+        ("changes", changes, changes.c.position, old),
+    ):
+        last = connection.execute(select(func.max(number)).where(*conditions)).scalar()
+        if (
+            last is not None
+            and not connection.execute(update(pruned).where(pruned.c.name == name).values(value=last)).rowcount
+        ):
+            connection.execute(insert(pruned).values(name=name, value=last))
+        counts.append(connection.execute(delete(table).where(*conditions)).rowcount)
+    return counts[0], counts[1]
+
+
+def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[str]:
+    """Gives the articles that may have rows of another revision: of the one before, or of one whose writing was cut short."""
+    ids = [item.change.article_id for item in done]
+    known = select(articles.c.id, articles.c.revision, articles.c.accepted_seq).where(articles.c.id.in_(ids))
+    before = {row.id: row for row in connection.execute(known)}
+    firsts = select(inbox.c.article_id, func.min(inbox.c.seq)).where(inbox.c.article_id.in_(ids))
+    first_seq = {row[0]: row[1] for row in connection.execute(firsts.group_by(inbox.c.article_id))}
+    rows = [_row(item, now) for item in done]
+    if not rows:
+        return []
+    connection.execute(statements.SUPERSEDE, rows)
+    connection.execute(statements.SETTLE, rows)
+    connection.execute(statements.SHOW, rows)
+    connection.execute(statements.SET_STATUS, rows)
+    for item, row in zip(done, rows, strict=True):
+        if row["new_revision"] is not None and before[row["of"]].accepted_seq != row["number"]:
+            assert item.change.article is not None  # it has a revision
+            payload = orjson.dumps(item.change.article.to_mapping()).decode()
+            connection.execute(statements.CHANGE, {"of": row["of"], "shown_payload": payload})
+    logged = [row for row in rows if row["new_revision"] is not None or before[row["of"]].revision is not None]
+    if logged:
+        connection.execute(statements.LOG, logged)
+    return [
+        row["of"]
+        for row in rows
+        if before[row["of"]].revision is not None or first_seq.get(row["of"], row["number"]) < row["number"]
+    ]
+
+
+def _row(item: Indexed, now: datetime) -> dict[str, Any]:
+    change = item.change
+    gone = change.article is None or not change.article.visible
+    return {
+        "of": change.article_id,
+        "number": change.seq,
+        "at": now,
+        "accepted": change.accepted_at,
+        "in_lane": change.lane,
+        "new_error": None,
+        "new_state": "deleted" if change.article is None else "indexed",
+        "new_revision": None if gone else change.seq,
+        "new_passages": item.passages,
+    }
