@@ -176,13 +176,13 @@ def evaluate(
     sweep: Annotated[bool, typer.Option("--sweep", help="nDCG@10 for each weight of the dense leg.")] = False,
 ) -> None:
     """Score every mode on judged queries; uses a temporary index, never the live one."""
-    from pipeline import assembly
+    from pipeline import parts
     from pipeline.evaluation import runner
     from pipeline.korean.morphemes import Analyser
 
     settings = configuration.load()
     analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
-    encoder = assembly.encoder_of(settings, analyser, progress=sys.stderr.isatty())
+    encoder = parts.encoder_of(settings, analyser, progress=sys.stderr.isatty())
     evaluation = runner.run(
         folder,
         pool=pool or (),
@@ -191,10 +191,10 @@ def evaluate(
         swept=sweep,
         analyser=analyser,
         encoder=encoder,
-        chunking=assembly.chunking_parameters(settings),
-        lexical=assembly.lexical_parameters(settings),
-        fusion=assembly.fusion_parameters(settings, assembly.running_manifest(settings, analyser, encoder)),
-        device=assembly.device_of(settings),
+        chunking=parts.chunking_parameters(settings),
+        lexical=parts.lexical_parameters(settings),
+        fusion=parts.fusion_parameters(settings, parts.running_manifest(settings, analyser, encoder)),
+        device=parts.device_of(settings),
         progress=sys.stderr.isatty(),
     )
     print(runner.table(evaluation))

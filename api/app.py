@@ -11,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
 from api import errors
+from api.audit import Auditing, AuditLog
 from api.errors import Unexpected
+from api.limits import Limits, QueueGauge, WriteRate
 from api.routes import articles, console, embeddings, health, search
 from api.security import Access, SecurityHeaders
 from api.service import Service
@@ -21,6 +23,7 @@ from pipeline.assembly import Assembly
 from pipeline.settings import Settings
 
 _STATIC = Path(__file__).parent / "console" / "static"
+_AUDIT_FILE = "audit.log"
 
 
 def _nothing() -> None:
@@ -37,12 +40,14 @@ def create_app(
     """
     settings = settings or configuration.load()
     service = Service(settings, assembly, wake)
+    audit = AuditLog()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
         try:
-            yield
+            with audit.kept_in(settings.api.audit_log or settings.data_dir / _AUDIT_FILE):
+                yield
         finally:
             await run_in_threadpool(service.stop)
 
@@ -57,11 +62,16 @@ def create_app(
     )
     app.state.service = service
     app.state.access = Access(settings.api)
+    app.state.limits = Limits(
+        WriteRate(settings.api.writes_per_minute),
+        QueueGauge(lambda: service.store.queue_length(), settings.indexers.queue_limit),  # noqa: PLW0108 - not open yet
+    )
     errors.install(app)
     for router in (search.router, articles.router, embeddings.router, health.router, console.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_middleware(Unexpected)  # the last one added is the outermost
+    app.add_middleware(Auditing, log=audit)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Telemetry, metrics=service.metrics)
     return app

@@ -7,6 +7,7 @@ nothing of the inside; its traceback goes to the log.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -28,8 +29,10 @@ from pipeline.errors import (
     InvalidInput,
     InvalidQuery,
     InvalidSetting,
+    LogPruned,
     ManifestMismatch,
     OlderRevision,
+    QueueFull,
     TooLarge,
     Unavailable,
     YeoulError,
@@ -38,7 +41,9 @@ from pipeline.errors import (
 
 log = logging.getLogger(__name__)
 
-_RETRY_AFTER_SECONDS = "1"  # loading and waiting are over in seconds
+_RETRY_SECONDS = 1  # loading and waiting are over in seconds
+# A fixed time, no estimate: the worker takes hundreds of articles in it, and to ask again too early costs nearly nothing.
+_QUEUE_RETRY_SECONDS = 5
 
 
 class Malformed(YeoulError):
@@ -60,6 +65,19 @@ class NotAllowed(YeoulError):
     """The caller is known, or there are no keys, and this is not for them."""
 
     code = "not_allowed"
+
+
+class TooManyRequests(YeoulError):
+    """The caller has written as much as it may in the time; `retry_after` is whole seconds, at least 1."""
+
+    code = "too_many_requests"
+
+    def __init__(self, limit: int, seconds: int, wait_seconds: float) -> None:
+        self.retry_after = max(1, math.ceil(wait_seconds))
+        super().__init__(
+            f"at most {limit:,} articles are taken from a caller in {seconds} s (api.writes_per_minute)",
+            f"send again in {self.retry_after} s what was not taken",
+        )
 
 
 class IndexingFailed(YeoulError):
@@ -85,11 +103,14 @@ STATUS: Mapping[type[YeoulError], int] = {
     TooLarge: 413,
     InvalidInput: 422,
     IndexingFailed: 422,
+    TooManyRequests: 429,
+    QueueFull: 429,
     InvalidSetting: 500,
     EncoderFailed: 500,
     YeoulError: 500,
     Unavailable: 503,
     FolderInUse: 503,
+    LogPruned: 503,
     ManifestMismatch: 503,
 }
 _OF_HTTP = {
@@ -116,8 +137,8 @@ def answer(error: YeoulError) -> Json:
     """`error` as a response."""
     status = status_of(error)
     headers = {}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    if (seconds := _retry_after(error)) is not None:
+        headers["Retry-After"] = str(seconds)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return Json(content_of(error), status_code=status, headers=headers)
@@ -155,6 +176,15 @@ def _rule(error: Any) -> str:
     }
     message: str = error["msg"]
     return rules.get(error["type"], message.removeprefix("Input should be ").removeprefix("Value error, "))
+
+
+def _retry_after(error: YeoulError) -> int | None:
+    """Whole seconds after which it makes sense to ask again; None where the same request will fail again."""
+    if isinstance(error, TooManyRequests):
+        return error.retry_after
+    if isinstance(error, QueueFull):
+        return _QUEUE_RETRY_SECONDS
+    return _RETRY_SECONDS if status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE else None
 
 
 class Unexpected:

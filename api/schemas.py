@@ -6,6 +6,7 @@ Answers are written by the routes as they are; tests compare them with these. Ar
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -14,7 +15,7 @@ from pipeline.documents import MAX_BODY_BYTES, MAX_FIELD_CHARS, MAX_ID_CHARS, MA
 
 Status = Literal["queued", "indexed", "failed", "deleted"]
 Filtering = Annotated[str, Field(max_length=MAX_FIELD_CHARS)]
-MAX_SEQ = 2**31 - 1  # the largest number a database column of 32 bits holds
+MAX_SEQ = 2**63 - 1  # the largest number a database column of 64 bits holds
 MAX_TEXTS = 2_048  # of one call for embeddings, as OpenAI has it
 MAX_TEXT_CHARS = 400_000  # of all texts together: about two seconds of Kiwi
 
@@ -191,11 +192,20 @@ class HealthAnswer(_Shape):
     status: Literal["alive"]
 
 
+class FreshnessAnswer(_Shape):
+    objective_seconds: float
+    publish_seconds: float | None
+    delete_seconds: float | None
+    canary_at: datetime | None
+    late: str = Field(description="what is beyond the objective; empty where nothing is")
+
+
 class ReadyAnswer(_Shape):
     status: Literal["ready"]
     engine: str
     passages: int
     seq: int
+    freshness: FreshnessAnswer
     manifest: dict[str, Any]
 
 

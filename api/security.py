@@ -1,8 +1,9 @@
 """Who may ask: keys with scopes, and what is allowed where no key is configured.
 
 With keys, a write needs one with the scope `write`; searching is open unless `api.search_requires_key`, then any key will
-do. Without keys, writes are taken from this machine alone: the peer is a loopback address, no proxy stands between, and
-a web page of another origin (or one that re-bound its name to this machine) is not the one asking.
+do; administration needs the scope `admin`. Without keys, writes and administration are taken from this machine alone:
+the peer is a loopback address, no proxy stands between, and a web page of another origin (or one that re-bound its name
+to this machine) is not the one asking. Secrets are digested as they come in; only digests are kept and compared.
 """
 
 from __future__ import annotations
@@ -10,22 +11,31 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import audit
 from api.errors import KeyRequired, NotAllowed
-from pipeline.settings import ApiSettings
+from pipeline.errors import InvalidInput, shown
+from pipeline.settings import ApiKey, ApiSettings, KeyScope
 
 _bearer = HTTPBearer(auto_error=False, description="a key of the setting api.keys")
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 KEY_OPTIONAL: dict[str, Any] = {"security": [{}, {"HTTPBearer": []}]}  # the OpenAPI entry of a call for readers
 _FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _LOCAL_NAME = "localhost"
+_LOCAL_CALLER = "local"  # what the audit calls who writes without a key
+_EVERYTHING: frozenset[KeyScope] = frozenset({"read", "write", "admin"})
+_NAME_DIGITS = 8  # hex digits of a digest that name a key: enough to tell the keys of a file apart
+_SECRET_BYTES = 32  # of a new key: 256 random bits
 _HEADERS = [
     (b"content-security-policy", b"; ".join(
         [
@@ -42,39 +52,57 @@ _HEADERS = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: `name` is for people, `identity` tells callers apart (the key's digest, or the peer's address)."""
+
+    name: str
+    identity: str
+    scopes: frozenset[KeyScope]
+
+    def require(self, scope: KeyScope) -> None:
+        """Raises NotAllowed."""
+        if scope not in self.scopes:
+            what = "administer" if scope == "admin" else scope
+            raise NotAllowed(f"this key may not {what}", f"use a key with the scope '{scope}'")
+
+
 class Access:
     """The keys in force, kept as digests."""
 
     def __init__(self, settings: ApiSettings) -> None:
-        self._keys = [(_digest(key.key), frozenset(key.scopes)) for key in settings.keys]
+        self._keys = [(digest := _digest_of(key), _caller(key, digest)) for key in settings.keys]
         self._search_requires_key = settings.search_requires_key
 
     def check_read(self, key: str | None) -> None:
         """Raises KeyRequired where searching needs a key and `key` is none of them."""
         if self._search_requires_key:
-            self._scopes(key)
+            self._known(key)
 
-    def check_write(self, key: str | None, request: Request) -> None:
-        """Raises KeyRequired, or NotAllowed for a key without the scope and for a caller who is not on this machine."""
-        if not self._keys:
-            _check_local(request)
-        elif "write" not in self._scopes(key):
-            raise NotAllowed("this key may not write", "use a key with the scope 'write'")
+    def caller(self, key: str | None, request: Request) -> Caller:
+        """Who changes something: the key's caller or, where no key is configured, this machine, which may do all.
+
+        Raises KeyRequired, or NotAllowed for a caller without a key who is not on this machine.
+        """
+        if self._keys:
+            return self._known(key)
+        _check_local(request)
+        return Caller(_LOCAL_CALLER, _peer(request), _EVERYTHING)
 
     def may_write(self, key: str | None, request: Request) -> bool:
         try:
-            self.check_write(key, request)
+            self.caller(key, request).require("write")
         except (KeyRequired, NotAllowed):
             return False
         return True
 
-    def _scopes(self, key: str | None) -> frozenset[str]:
+    def _known(self, key: str | None) -> Caller:
         if key is None:
             raise KeyRequired("this call needs a key")
         given, found = _digest(key), None
-        for digest, scopes in self._keys:  # all of them: the time taken tells nothing
+        for digest, caller in self._keys:  # all of them: the time taken tells nothing
             if hmac.compare_digest(digest, given):
-                found = scopes
+                found = caller
         if found is None:
             raise KeyRequired("the key is not known")
         return found
@@ -83,6 +111,12 @@ class Access:
 def access_of(request: Request) -> Access:
     access: Access = request.app.state.access
     return access
+
+
+def caller_of(request: Request) -> Caller:
+    """Who was let through by `writer` or `administrator`."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 async def key_of(request: Request) -> str | None:
@@ -97,8 +131,49 @@ async def reader(request: Request) -> None:
 
 
 async def writer(request: Request, credentials: _Credentials) -> None:
-    """Lets through who may write."""
-    access_of(request).check_write(credentials.credentials if credentials is not None else None, request)
+    """Lets through who may write, and begins the audit's record of the call."""
+    _admit(request, credentials, "write")
+
+
+async def administrator(request: Request, credentials: _Credentials) -> None:
+    """Lets through who may administer, and begins the audit's record of the call."""
+    _admit(request, credentials, "admin")
+
+
+def new_key(name: str | None = None, scopes: Sequence[KeyScope] = ("write",)) -> tuple[str, dict[str, Any]]:
+    """A new secret, to be shown once and given to the caller, and its entry of `api.keys`, which does not hold it.
+
+    Raises InvalidInput for a name or a scope that no key can have.
+    """
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    given = {"sha256": _digest(secret).hex(), "scopes": list(scopes), "name": name}
+    try:
+        ApiKey.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise InvalidInput(
+            f"{field} of a key cannot be {shown(given[field])}: {first['msg']}",
+            "scopes are read, write and admin; a name has 1-100 characters",
+        ) from error
+    return secret, {part: value for part, value in given.items() if value is not None}
+
+
+def _admit(request: Request, credentials: HTTPAuthorizationCredentials | None, scope: KeyScope) -> None:
+    record = audit.begin(request)
+    caller = access_of(request).caller(credentials.credentials if credentials is not None else None, request)
+    record.key = caller.name  # before the scope is asked for: a key that may not is named too
+    request.state.caller = caller
+    caller.require(scope)
+
+
+def _caller(key: ApiKey, digest: bytes) -> Caller:
+    identity = digest.hex()
+    return Caller(key.name or identity[:_NAME_DIGITS], identity, frozenset(key.scopes))
+
+
+def _digest_of(key: ApiKey) -> bytes:
+    return bytes.fromhex(key.sha256) if key.sha256 is not None else _digest(key.key or "")
 
 
 def _digest(key: str) -> bytes:
@@ -109,13 +184,13 @@ def _check_local(request: Request) -> None:
     why = _not_local(request)
     if why:
         raise NotAllowed(
-            f"without a configured key, writes are taken from this machine only ({why})",
+            f"without a configured key, writes and administration are taken from this machine only ({why})",
             "set api.keys (YEOUL_API__KEYS) and send one as 'Authorization: Bearer KEY'",
         )
 
 
 def _not_local(request: Request) -> str:
-    peer = request.client.host if request.client is not None else ""
+    peer = _peer(request)
     if not _is_loopback(peer):
         return f"the caller is {peer or 'unknown'}"
     if any(name in request.headers for name in _FORWARDING_HEADERS):
@@ -128,6 +203,10 @@ def _not_local(request: Request) -> str:
         if name != _LOCAL_NAME and not _is_loopback(name):
             return f"{what} is {name or 'unknown'}"
     return ""
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
 
 
 def _hostname(address: str) -> str:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Literal
@@ -18,13 +22,17 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from api.freshness import FreshnessWatch
 from api.telemetry import Gauges, Metrics
-from pipeline.assembly import Assembly, Connected
+from pipeline.assembly import Assembly
+from pipeline.connected import Connected
 from pipeline.errors import InvalidQuery, NotReady, Unavailable, YeoulError
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
-from pipeline.storage.articles import ArticleStore
+from pipeline.storage import readers
+from pipeline.storage.articles import CHANGES, ArticleStore
+from pipeline.storage.signals import Listener
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +59,15 @@ class Service:
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
         self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._report_due = 0.0  # monotonic
+        self._listener: Listener | None = None
+        self.freshness = FreshnessWatch(
+            self.metrics,
+            lambda: self.connected.shadow,
+            objective_seconds=settings.api.freshness_seconds,
+            period_seconds=settings.indexers.canary_seconds,
+        )
 
     # ---- life
 
@@ -58,6 +75,9 @@ class Service:
         """Opens the parts that need no collection (seconds) and starts the thread for the others."""
         if self._assembly is None:
             self._assembly = Assembly.open(self.settings, command="yeoul api")
+        self._assembly.on_applied = self.freshness.applied
+        self._listener = Listener(self._assembly.database, {CHANGES: self.notify})
+        self._listener.start()
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
@@ -67,6 +87,10 @@ class Service:
         self._look.set()
         if self._thread is not None:
             self._thread.join()
+        if self._listener is not None:
+            self._listener.stop()
+        with suppress(YeoulError):
+            readers.leave(self.store.database, self._name)
         if self._owns_assembly and self._assembly is not None:
             self._assembly.close()
             self._assembly = None
@@ -158,12 +182,20 @@ class Service:
 
     def gauges(self) -> Gauges:
         """Where this process stands; what cannot be read is 0."""
-        queued = settled = seq = passages = 0
+        queued = settled = seq = passages = failed = 0
         with suppress(YeoulError, SQLAlchemyError):
             queued, settled = self.store.queue_length(), self.store.settled_up_to()
+            failed = self.store.counts().get("failed", 0)
         with suppress(YeoulError):
             seq, passages = self.connected.follower.seq, self.connected.engine()[0].count
-        return Gauges(ready=not self.reasons(), passages=passages, queued=queued, lag=max(0, settled - seq))
+        return Gauges(
+            ready=not self.reasons(),
+            passages=passages,
+            queued=queued,
+            lag=max(0, settled - seq),
+            failed=failed,
+            late=bool(self.freshness.state().late),
+        )
 
     # ---- the thread
 
@@ -189,7 +221,8 @@ class Service:
             self._look.clear()
             self._rounds_begun += 1
             try:
-                self.connected.follower.catch_up()
+                self.assembly.catch_up()
+                self._report()
             except YeoulError as error:
                 self._trouble = error
                 log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)
@@ -198,6 +231,14 @@ class Service:
             self._rounds_done = self._rounds_begun
             self._trouble = None
             self._waiting.announce()
+
+    def _report(self) -> None:
+        """Says every few seconds that this process is alive and where it stands."""
+        if time.monotonic() < self._report_due:
+            return
+        assembly = self.assembly
+        readers.report(assembly.database, self._name, assembly.newest, assembly.connected.follower.position)
+        self._report_due = time.monotonic() + readers.REPORT_SECONDS
 
     def _until_done(self, step: Callable[[], None]) -> bool:
         """Tries `step` until it succeeds, waiting longer each time; False where the service was stopped before."""

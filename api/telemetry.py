@@ -20,12 +20,15 @@ _NO_ROUTE = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """Where a process stands: visible passages, changes that wait, changes settled and not yet applied here."""
+    """Where a process stands: visible passages, changes that wait, changes settled and not yet applied here, articles that
+    could not be indexed, and whether freshness is beyond its objective."""
 
     ready: bool
     passages: int
     queued: int
     lag: int
+    failed: int
+    late: bool
 
 
 class Metrics:
@@ -50,9 +53,22 @@ class Metrics:
         self._degraded = Counter(
             "yeoul_search_degraded", "Searches answered without a part", ("part",), registry=self._registry
         )
+        self._fresh = Histogram(
+            "yeoul_freshness_seconds",
+            "From the acceptance of a change to the moment when searches of this process see it",
+            ("change", "origin"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._late = Gauge(
+            "yeoul_freshness_late", "1 when freshness is beyond its objective or not known", registry=self._registry
+        )
         self._ready = Gauge("yeoul_ready", "1 when the index is loaded and the stores answer", registry=self._registry)
         self._passages = Gauge("yeoul_passages", "Passages that can be found", registry=self._registry)
         self._queued = Gauge("yeoul_inbox_queued", "Accepted changes that wait for the worker", registry=self._registry)
+        self._failed = Gauge(
+            "yeoul_articles_failed", "Articles whose newest change could not be indexed", registry=self._registry
+        )
         self._lag = Gauge("yeoul_follower_lag", "Settled changes not applied in this process", registry=self._registry)
 
     def request(self, *, method: str, route: str, status: int, seconds: float) -> None:
@@ -65,12 +81,18 @@ class Metrics:
         for part in degraded:
             self._degraded.labels(part).inc()
 
+    def fresh(self, *, change: str, origin: str, seconds: float) -> None:
+        """A change (publish, delete) of a push or of the canary that searches see after `seconds`."""
+        self._fresh.labels(change, origin).observe(seconds)
+
     def exposition(self, gauges: Gauges) -> bytes:
         """The text format of Prometheus."""
         self._ready.set(gauges.ready)
         self._passages.set(gauges.passages)
         self._queued.set(gauges.queued)
         self._lag.set(gauges.lag)
+        self._failed.set(gauges.failed)
+        self._late.set(gauges.late)
         return generate_latest(self._registry)
 
 

@@ -14,9 +14,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,7 +116,7 @@ class Worker:
                 if lease is None:
                     self._rest(self._poll_seconds)
                     continue
-                with self._held(lease):
+                with leases.kept(self._store.database, lease, _LEASE_SECONDS):
                     self._serve(lease, stop)
             except LeaseLost as error:
                 log.warning("%s", error)
@@ -137,7 +136,7 @@ class Worker:
             if lease is None:
                 time.sleep(self._poll_seconds)
                 continue
-            with self._held(lease):
+            with leases.kept(self._store.database, lease, _LEASE_SECONDS):
                 self._drain(_Drain(self._ingest(), lease, totals, stop))
             break
         return totals
@@ -159,29 +158,6 @@ class Worker:
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)
         self._awake.clear()
-
-    @contextmanager
-    def _held(self, lease: Lease) -> Iterator[None]:
-        """Prolongs `lease` for as long as the block takes, a slow encoder's batch too, and gives it back."""
-        done = threading.Event()
-
-        def prolong() -> None:
-            while not done.wait(_LEASE_SECONDS / 3):
-                try:
-                    leases.renew(self._store.database, lease, _LEASE_SECONDS)
-                except LeaseLost:
-                    return  # the commit under way will be refused
-                except Unavailable as error:
-                    log.warning("the lease cannot be prolonged: %s", error)
-
-        keeper = threading.Thread(target=prolong, name="lease", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            done.set()
-            keeper.join()
-            leases.release(self._store.database, lease)
 
     def _acquired(self) -> Lease | None:
         lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS, alone=self._alone)

@@ -1,48 +1,41 @@
 """Settings → the parts of a running Yeoul, put together in one place for the command line, the API and notebooks.
 
 `Assembly.open` starts what needs no collection (state database, Kiwi, encoder); `connect` opens the collection and checks
-its manifest; `load` fills the engine. So a server can be up, say why it is not ready, and try again.
+its manifest; `load` fills the engine. So a server can be up, say why it is not ready, and try again. `catch_up` follows the
+change log, and a rebuild: what is about to be put in use is loaded beside and takes over when it is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from pipeline.connected import Connected, OnApplied
 from pipeline.encoding.encoder import Encoder
-from pipeline.encoding.opening import open_encoder
-from pipeline.errors import NotReady, Unavailable
+from pipeline.errors import NotReady, YeoulError
 from pipeline.folder import FolderLock
-from pipeline.follower import Follower
-from pipeline.index import snapshot
 from pipeline.index.collection import Collection
-from pipeline.index.engine import Engine
-from pipeline.index.fields import LexicalParameters
-from pipeline.index.manifest import Manifest
-from pipeline.index.milvus_engine import MilvusEngine, StandIn
-from pipeline.index.resident import ResidentEngine
-from pipeline.index.snapshot import Place
-from pipeline.ingest import ChunkingParameters, Ingest, Passages
+from pipeline.ingest import Ingest
 from pipeline.korean.morphemes import Analyser
-from pipeline.retrieval.fusion import default_alpha
-from pipeline.retrieval.searcher import FusionParameters, Searcher
+from pipeline.parts import Parts, analyser_of, recipe_of, settings_with
 from pipeline.settings import Settings
 from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
-from pipeline.storage.manifests import ActiveCollection
+from pipeline.storage.manifests import KnownCollection
 
 log = logging.getLogger(__name__)
 
-_SNAPSHOT = "resident.safetensors"
-_GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg")  # the driver's device files on Linux and in WSL
-_SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
+_RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
+_RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
 
 
 class Assembly:
-    """The parts, open. `collection`, `ingest`, `follower` and `searcher` exist after `connect`."""
+    """The parts, open. Those that stand on a collection exist after `connect`."""
 
     def __init__(
         self, settings: Settings, database: StateDatabase, analyser: Analyser, encoder: Encoder, lock: FolderLock | None
@@ -50,11 +43,13 @@ class Assembly:
         self.settings = settings
         self.database = database
         self.store = ArticleStore(database)
-        self.analyser = analyser
-        self.encoder = encoder
-        self.passages = passages_of(settings, analyser, encoder)
+        self.parts = Parts(settings, analyser, encoder)
         self.lock = lock
+        self.on_applied: OnApplied = lambda _entry, _now: None
         self._connected: Connected | None = None
+        self._coming: _Coming | None = None
+        self._retired: deque[tuple[float, Connected]] = deque()
+        self._changing = threading.RLock()
 
     @classmethod
     def open(
@@ -67,19 +62,21 @@ class Assembly:
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
-        `analyser` gives a Kiwi that was started before, for these settings.
+        What the settings leave open and rows depend on is as the collection in use was built. `analyser` gives a Kiwi that
+        was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
         lock = FolderLock.take(settings.data_dir, command) if settings.milvus_is_lite else None
         try:
             with ThreadPoolExecutor(1) as pool:
-                starting = pool.submit(
-                    analyser or (lambda: Analyser.open(settings.user_words, synonyms=settings.synonyms))
-                )
+                starting = pool.submit(analyser or (lambda: analyser_of(settings)))
                 database = StateDatabase.open(settings.state_url)
-                kiwi = starting.result()
-            return cls(settings, database, kiwi, encoder_of(settings, kiwi, progress=progress), lock)
+                in_use = manifests.active(database)
+                chosen = settings_with(settings, in_use.recipe, unless_given=True) if in_use is not None else settings
+                started = starting.result() if chosen.user_words == settings.user_words else analyser_of(chosen)
+            parts = Parts.open(chosen, lambda: started, progress=progress)
+            return cls(chosen, database, parts.analyser, parts.encoder, lock)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -87,210 +84,192 @@ class Assembly:
 
     @property
     def connected(self) -> Connected:
-        """Raises NotReady before `connect`."""
+        """What answers now. Raises NotReady before `connect`."""
         if self._connected is None:
             raise NotReady(
                 "the collection is not open yet", "wait until /readyz answers 200; yeoul doctor says what is amiss"
             )
         return self._connected
 
+    @property
+    def newest(self) -> str:
+        """The name of the newest collection that is loaded here: the one that answers, or one that is about to."""
+        coming = self._coming
+        return coming.known.name if coming is not None and coming.loaded else self.connected.name
+
     def connect(self) -> Connected:
         """Opens the collection in use, or makes the first one. Raises StoreUnavailable, FolderInUse, ManifestMismatch."""
-        if self._connected is None:
-            self._connected = Connected.open(self)
-        return self._connected
+        with self._changing:
+            if self._connected is None:
+                self._connected = self._first()
+            return self._connected
+
+    def ingest(self) -> Ingest:
+        """What writes into the collection in use, whichever that is now. Raises NotReady, StoreUnavailable."""
+        with self._changing:
+            connected, in_use = self.connected, manifests.active(self.database)
+            if in_use is None or in_use.name == connected.name:
+                return connected.ingest
+            if (
+                self._coming is not None
+                and self._coming.known.name == in_use.name
+                and self._coming.connected is not None
+            ):
+                return self._coming.connected.ingest
+            if connected.follower.loaded:
+                raise NotReady(f"the collection {in_use.name!r} is being opened", "it is used as soon as it is loaded")
+            self._take_over(self.opened(in_use))  # a process that only writes
+            return self.connected.ingest
+
+    def opened(self, known: KnownCollection, *, create: bool = False) -> Connected:
+        """The parts around a collection that is not in use yet, nothing loaded."""
+        parts = self.parts.following(known.recipe)
+        known.manifest.check(parts.manifest)
+        collection = self._collection(known.name, parts.encoder.dim, create=create)
+        return Connected(parts, self.store, collection, known, on_applied=self._applied)
+
+    def catch_up(self) -> None:
+        """Applies what changed to the engine that answers and to the one that is about to; changes over when it is time."""
+        self._look_for_another()
+        self.connected.follower.catch_up()
+        coming = self._coming
+        if coming is not None and coming.loaded and coming.connected is not None:
+            coming.connected.follower.catch_up()
+
+    def coming(self, name: str) -> Connected | None:
+        """The parts around the collection `name` that is about to be used, where it is loaded here; None before."""
+        coming = self._coming
+        return coming.connected if coming is not None and coming.loaded and coming.known.name == name else None
 
     def close(self) -> None:
         """Closes everything; may be called twice."""
         try:
+            if self._coming is not None:
+                self._coming.end()
+                self._coming = None
+            while self._retired:
+                self._retired.pop()[1].close()
             if self._connected is not None:
                 connected, self._connected = self._connected, None
                 try:
                     connected.save()
                 finally:
-                    connected.collection.close()
+                    connected.close()
         finally:
             self.database.close()
             if self.lock is not None:
                 self.lock.release()
 
-
-class Connected:
-    """The parts that stand on an open collection."""
-
-    def __init__(self, assembly: Assembly, collection: Collection, active: ActiveCollection) -> None:
-        settings = assembly.settings
-        parameters = lexical_parameters(settings)
-        self.collection = collection
-        self.manifest = active.manifest
-        self._store = assembly.store
-        self._snapshot = settings.data_dir / _SNAPSHOT
-        self._identity = f"{active.name} {active.created_at.isoformat()}"
-        self._saved_position: int | None = None  # in the change log; None: there is no snapshot that fits
-        self.ingest = Ingest(
-            passages=assembly.passages,
-            encoder=assembly.encoder,
-            collection=collection,
-            store=assembly.store,
-            grace_seconds=settings.indexers.grace_seconds,
-        )
-        self._name = settings.engine
-        self._engine: MilvusEngine | ResidentEngine
-        if settings.engine == "resident":
-            self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
-        else:
-            self._engine = MilvusEngine(collection, parameters)
-        self._stand_in = StandIn(self._engine, collection, assembly.store.visible_passages)
-        self.follower = Follower(assembly.store, collection, self._engine)
-        self.searcher = Searcher(
-            analyser=assembly.analyser,
-            encoder=assembly.encoder,
-            engine=self.engine,
-            fusion=fusion_parameters(settings, active.manifest),
-            seq=lambda: self.follower.seq,
-        )
-
-    @classmethod
-    def open(cls, assembly: Assembly) -> Connected:
-        settings, running = assembly.settings, running_manifest(assembly.settings, assembly.analyser, assembly.encoder)
-        known = manifests.active(assembly.database)
-        counts = assembly.store.counts()
-        if known is not None and not counts and known.manifest.identity() != running.identity():
+    def _first(self) -> Connected:
+        settings, parts = self.settings, self.parts
+        known = manifests.active(self.database)
+        counts = self.store.counts()
+        if known is not None and not counts and known.manifest.identity() != parts.manifest.identity():
             known = None  # nothing was ever put in: there is nothing to keep to
         if known is not None:
-            known.manifest.check(running)
-        name = known.name if known is not None else manifests.fresh_name(assembly.database, settings.milvus.collection)
+            known.manifest.check(parts.manifest)
+        name = known.name if known is not None else manifests.fresh_name(self.database, settings.milvus.collection)
         holds_articles = known is not None and bool(counts.get("indexed"))
         try:
-            collection = Collection.open(
-                uri=settings.milvus_uri,
-                token=settings.milvus.token,
-                name=name,
-                dim=assembly.encoder.dim,
-                index=settings.milvus.index,
-                create=not holds_articles,
-            )
+            collection = self._collection(name, parts.encoder.dim, create=not holds_articles)
         except NotReady as error:
             raise NotReady(
                 f"the state database says that articles stand in the collection {name!r}, but {settings.milvus_uri} has none",
                 "set milvus.uri back, restore its data, or start over with an empty data_dir",
             ) from error
         if known is None:
-            known = manifests.activate(assembly.database, name, running)
+            known = manifests.activate(self.database, name, parts.manifest, recipe_of(settings))
             collection.switch_alias(settings.milvus.collection)
-        return cls(assembly, collection, known)
+        return Connected(parts, self.store, collection, known, on_applied=self._applied)
 
-    def engine(self) -> tuple[Engine, Mapping[str, str]]:
-        """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
-        if self.follower.loaded:
-            return self._engine, {}
-        return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}
+    def _collection(self, name: str, dim: int, *, create: bool) -> Collection:
+        chosen = self.settings.milvus
+        uri = self.settings.milvus_uri
+        return Collection.open(uri=uri, token=chosen.token, name=name, dim=dim, index=chosen.index, create=create)
 
-    def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
-        """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
-        if not self._resume():
-            self.follower.load(on_progress)
-            self.save()
+    def _applied(self, entry: object, now: object) -> None:
+        self.on_applied(entry, now)  # type: ignore[arg-type]  # looked up now: it is set after the start
 
-    def keep_up(self) -> None:
-        """For a writer that serves nothing: its own writes go into the engine, and at its end into the snapshot, so that
-        the next process starts fast. Does nothing where a whole load would be needed first."""
-        if not isinstance(self._engine, ResidentEngine):
+    def _look_for_another(self) -> None:
+        while self._retired and self._retired[0][0] < time.monotonic():
+            self._retired.popleft()[1].close()
+        in_use, ready = self._in_use_and_ready()
+        if in_use is None:
             return
-        position, seq, visible = self._store.visible()
-        if self._resume() or not visible:
-            if not self.follower.loaded:
-                self.follower.resume(position, seq)
-            self.ingest.observer = self.follower.tell
+        target = in_use if in_use.name != self.connected.name else ready
+        coming = self._coming
+        if coming is not None and (target is None or coming.known.name != target.name):
+            self._coming = None
+            coming.end()
+        elif coming is None and target is not None:
+            self._coming = _Coming(target, self.opened)
+        elif coming is not None and coming.failed_before(time.monotonic() - _RETRY_SECONDS):
+            self._coming = None
+            coming.end()
+        elif coming is not None and coming.loaded and coming.known.name == in_use.name and coming.connected is not None:
+            coming.connected.follower.catch_up()
+            with self._changing:
+                self._take_over(coming.connected)
+                self._coming = None
 
-    def save(self) -> None:
-        """Writes the resident engine to disk for the next start, where enough has changed since the last time."""
-        engine, follower = self._engine, self.follower
-        if not isinstance(engine, ResidentEngine) or not follower.loaded or not follower.whole:
-            return
+    def _in_use_and_ready(self) -> tuple[KnownCollection | None, KnownCollection | None]:
+        found = manifests.known(self.database, "active", "ready")
+        by_state = {known.state: known for known in reversed(found)}  # the newest of a state wins
+        return by_state.get("active"), by_state.get("ready")
+
+    def _take_over(self, connected: Connected) -> None:
+        before, self._connected = self._connected, connected
+        self.parts = connected.parts
+        if before is not None:
+            if before.ingest.observer is not None and connected.follower.loaded:
+                connected.told_by_ingest()
+            self._retired.append((time.monotonic() + _RETIRED_SECONDS, before))
+        log.info("the collection %s answers now", connected.name)
+
+
+class _Coming:
+    """A collection that is opened and loaded on a thread, beside the one that answers."""
+
+    def __init__(self, known: KnownCollection, opened: Callable[[KnownCollection], Connected]) -> None:
+        self.known = known
+        self.connected: Connected | None = None
+        self.loaded = False
+        self._opened = opened
+        self._failed: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"load {known.name}", daemon=True)
+        self._thread.start()
+
+    def failed_before(self, moment: float) -> bool:
+        """Whether loading failed, and that before `moment` (monotonic)."""
+        return self._failed is not None and self._failed < moment
+
+    def end(self) -> None:
+        """Gives up what was opened."""
+        self._ended.set()
+        self._thread.join()
+        if self.connected is not None:
+            self.connected.close()
+
+    def _run(self) -> None:
         try:
-            follower.catch_up()
-            enough = max(1, engine.count // _SAVE_SHARE) if self._saved_position is not None else 0
-            if engine.count and follower.position - (self._saved_position or 0) >= enough:
-                mark = self._store.log_mark(follower.position)
-                snapshot.save(engine, self._snapshot, Place(self._identity, follower.position, mark, follower.seq))
-                self._saved_position = follower.position
-        except (OSError, Unavailable) as error:
-            log.warning("no snapshot for a faster start: %s", error)
+            connected = self.connected = self._opened(self.known)
+            connected.searcher.warm_up()
+            connected.follower.load(self._check)
+            self.loaded = True
+        except _Ended:
+            return
+        except YeoulError as error:
+            log.warning("the collection %s cannot be loaded yet: %s", self.known.name, error)
+            self._failed = time.monotonic()
+        except Exception:
+            log.exception("the collection %s cannot be loaded", self.known.name)
+            self._failed = time.monotonic()
 
-    def _resume(self) -> bool:
-        if not isinstance(self._engine, ResidentEngine):
-            return False
-        place = snapshot.restore(self._engine, self._snapshot, self._fits)
-        if place is None:
-            return False
-        self._saved_position = place.position
-        self.follower.resume(place.position, place.seq)
-        return True
-
-    def _fits(self, place: Place) -> bool:
-        """Whether a snapshot is of this collection and of a moment in this change log."""
-        return place.collection == self._identity and place.mark == self._store.log_mark(place.position)
+    def _check(self, _rows: int) -> None:
+        if self._ended.is_set():
+            raise _Ended
 
 
-def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False) -> Encoder:
-    """The encoder that the settings name."""
-    chosen = settings.encoder
-    return open_encoder(
-        chosen.model,
-        analyser.kiwi,
-        device=chosen.device,
-        batch_size=chosen.batch_size,
-        query_prompt=chosen.query_prompt,
-        passage_prompt=chosen.passage_prompt,
-        cache_dir=chosen.cache_dir,
-        progress=progress,
-    )
-
-
-def passages_of(settings: Settings, analyser: Analyser, encoder: Encoder) -> Passages:
-    """The maker of passages that the settings describe."""
-    return Passages(analyser, encoder, chunking_parameters(settings))
-
-
-def chunking_parameters(settings: Settings) -> ChunkingParameters:
-    return ChunkingParameters(settings.chunking.max_tokens, settings.chunking.overlap_sentences)
-
-
-def lexical_parameters(settings: Settings) -> LexicalParameters:
-    return LexicalParameters(**settings.lexical.model_dump())
-
-
-def fusion_parameters(settings: Settings, manifest: Manifest) -> FusionParameters:
-    """The fusion in force: the weight of the settings, or the one measured for the encoder."""
-    chosen = settings.fusion
-    return FusionParameters(
-        method=chosen.method,
-        alpha=manifest.alpha if chosen.alpha is None else chosen.alpha,
-        rrf_k=chosen.rrf_k,
-        candidates=chosen.candidates,
-        adaptive=chosen.adaptive,
-    )
-
-
-def running_manifest(settings: Settings, analyser: Analyser, encoder: Encoder) -> Manifest:
-    """What an index made now would be built with."""
-    return Manifest(
-        encoder=encoder.id,
-        dim=encoder.dim,
-        tokenizer=analyser.fingerprint,
-        max_tokens=settings.chunking.max_tokens,
-        overlap_sentences=settings.chunking.overlap_sentences,
-        alpha=default_alpha(encoder.id),
-    )
-
-
-def device_of(settings: Settings) -> str:
-    """`cpu` or `cuda`, where the resident vectors live."""
-    if settings.encoder.device != "auto":
-        return settings.encoder.device
-    if not any(Path(sign).exists() for sign in _GPU_SIGNS):
-        return "cpu"  # torch would say the same, after a second of importing
-    import torch  # noqa: PLC0415 - a second to import: only where there may be a GPU
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+class _Ended(Exception):
+    """Nobody waits for this collection any more."""

@@ -8,17 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline import assembly
+from pipeline import parts
 from pipeline.errors import FolderInUse, ManifestMismatch, NotReady, YeoulError
 from pipeline.folder import holder_of
 from pipeline.index.collection import Collection
 from pipeline.index.manifest import Manifest
-from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
-from pipeline.storage.manifests import ActiveCollection
+from pipeline.storage.manifests import KnownCollection
 
 _PACKAGES = [
     "yeoul",
@@ -74,9 +73,11 @@ def _database(settings: Settings) -> str:
 
 def _encoder(settings: Settings, opened: list[Manifest]) -> str:
     """Puts what an index made now would be built with into `opened`."""
-    analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
-    encoder = assembly.encoder_of(settings, analyser)
-    opened.append(assembly.running_manifest(settings, analyser, encoder))
+    known = _active(settings)
+    settings = settings if known is None else parts.settings_with(settings, known.recipe, unless_given=True)
+    analyser = parts.analyser_of(settings)
+    encoder = parts.encoder_of(settings, analyser)
+    opened.append(parts.running_manifest(settings, analyser, encoder))
     return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"
 
 
@@ -96,7 +97,7 @@ def _manifest(settings: Settings, running: Manifest) -> str:
     return f"{known.name} was made with the settings in force"
 
 
-def _active(settings: Settings) -> ActiveCollection | None:
+def _active(settings: Settings) -> KnownCollection | None:
     database = StateDatabase.open(settings.state_url)
     try:
         return manifests.active(database)

@@ -113,7 +113,9 @@ class LogPruned(YeoulError):
     code = "log_pruned"
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the change log after line {position:,} is gone", "nothing to do: what is visible is read anew")
+        super().__init__(
+            f"the change log after line {position:,} is gone", "nothing to do: what is visible is read anew"
+        )
 
 
 class Unavailable(YeoulError):
@@ -140,7 +142,7 @@ class QueueFull(Unavailable):
     def __init__(self, waiting: int, limit: int) -> None:
         super().__init__(
             f"{waiting:,} changes wait to be indexed, at most {limit:,} are taken (indexers.queue_limit)",
-            "nothing of this request was taken: send it again in a while, or see why the worker does not come forward",
+            "send again in a while what was not taken, or see why the worker does not come forward",
         )
 
 
@@ -168,7 +170,7 @@ class ManifestMismatch(YeoulError):
         )
         super().__init__(
             f"the index was made with other settings ({parts})",
-            "set them back, or index the articles again into an empty data_dir",
+            "set them back, or build the index anew with them: yeoul rebuild",
         )
         self.differences = differences
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -114,14 +114,17 @@ class Follower:
             self._put(revisions, passages, vectors)
             self._told |= revisions
 
-    def compare(self) -> dict[str, tuple[int | None, int | None]]:
-        """Where this engine differs from the registry: article → (revision here, visible revision). Mends it."""
+    def compare(self, *, repair: bool) -> dict[str, tuple[int | None, int | None]]:
+        """Where this engine differs from what was visible at its place of the log: article → (revision here, visible
+        revision); with `repair` it does not any more."""
         with self._lock:
-            here = self._engine.revisions()
-            _, _, visible = self._visible_now()
-            found = _differences(here, visible)
-            self._compare()
-        return found
+            position, _, visible = self._visible_now()
+            found = _differences(self._engine.revisions(), visible)
+            for entry in self._store.log_since(self._position, limit=_LOG_BATCH)[0]:
+                found.pop(entry.article_id, None)  # it is only not applied yet
+            if repair and found:
+                self._compare()
+        return found if position >= self._position else {}
 
     # ---- under the lock
 
@@ -150,7 +153,8 @@ class Follower:
     def _entries(self) -> tuple[list[LogEntry], int]:
         bound = self._bound()
         entries, seq = self._store.log_since(self._position, _LOG_BATCH)
-        return [e for e in entries if bound is None or e.position <= bound], seq
+        within = [e for e in entries if bound is None or e.position <= bound]
+        return within, seq if len(within) == len(entries) else self.seq
 
     def _apply_newest(self, entries: Sequence[LogEntry]) -> int:
         """Applies of each article its newest entry; gives how many were replaced since: a later entry says by what."""
@@ -182,7 +186,7 @@ class Follower:
         """Reads these revisions from the collection into the engine, some articles at a time; gives those that are not
         visible any more. Until their next entry the engine shows what it has."""
         replaced: set[str] = set()
-        counts = self._store.visible_passages(wanted)
+        counts = self._counts(wanted)
         part: dict[str, int] = {}
         passages = 0
         for article_id, revision in wanted.items():
@@ -206,7 +210,7 @@ class Follower:
         for passage in passages:
             found[passage.article_id] += 1
         lacking = {a for a, n in found.items() if n < counts[a][1]}
-        still = self._store.visible_passages(lacking)
+        still = self._counts(lacking)
         replaced = {a for a in lacking if still.get(a) != counts[a]}  # replaced, and their rows swept, meanwhile
         for article_id in lacking - replaced:
             log.error(
@@ -219,6 +223,9 @@ class Follower:
         revisions: dict[str, int | None] = {a: r for a, r in part.items() if a not in replaced}
         self._put(revisions, [passages[i] for i in kept], vectors[kept])
         return replaced
+
+    def _counts(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+        return self._store.visible_passages(article_ids, collection=self._collection.name)
 
     def _put(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
         self.whole = False

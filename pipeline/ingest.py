@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,6 +32,8 @@ from pipeline.storage.leases import Lease
 from pipeline.storage.rows import Indexed
 
 log = logging.getLogger(__name__)
+
+KnownVectors = Mapping[tuple[str, str], FloatArray]  # (article id, content hash) → vector, float32 (dim,)
 
 _TERM_START = itemgetter(1)
 _TOLD_TOGETHER = 100  # passages; taking them in stops searches for some 15 ms
@@ -228,15 +230,31 @@ class Ingest:
 
     def write(self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], lease: Lease) -> Written:
         """Encodes what is new, writes the rows and commits. Raises what the encoder, the stores and the lease raise."""
-        everything = list(chain.from_iterable(analysed))
-        vectors, encoded = self._vectors(batch, everything)
-        if everything:
-            self._collection.upsert([p.passage for p in everything], vectors)
+        counts = self._store.visible_passages(change.article_id for change in batch)
+        vectors, encoded = self.put(analysed, known_vectors(self._collection, counts))
         done = [Indexed(change, len(parts)) for change, parts in zip(batch, analysed, strict=True)]
         shown = self._store.commit(done, lease, grace_seconds=self._grace_seconds)
         self._tell(batch, analysed, vectors, shown)
         deleted = sum(1 for change in batch if change.article is None)
-        return Written(len(batch) - deleted, deleted, len(everything), encoded)
+        return Written(len(batch) - deleted, deleted, len(vectors), encoded)
+
+    def put(self, analysed: Sequence[list[AnalysedPassage]], known: KnownVectors) -> tuple[FloatArray, int]:
+        """Writes the rows of these passages and commits nothing; gives all their vectors, float32 (n, dim), in order, and how
+        many were encoded: those with content in `known` are copied."""
+        passages = list(chain.from_iterable(analysed))
+        vectors = np.zeros((len(passages), self._encoder.dim), dtype=np.float32)
+        fresh = []
+        for place, one in enumerate(passages):
+            copy = known.get((one.passage.article_id, one.passage.content_hash)) if known else None
+            if copy is None:
+                fresh.append(place)
+            else:
+                vectors[place] = copy
+        if fresh:
+            vectors[fresh] = encode(self._encoder, [passages[place] for place in fresh])
+        if passages:
+            self._collection.upsert([one.passage for one in passages], vectors)
+        return vectors, len(fresh)
 
     def flush(self) -> None:
         """Lets the collection write what it holds in memory into its searchable form; due after a bulk load."""
@@ -275,33 +293,18 @@ class Ingest:
                 self.observer(revisions, passages, vectors[rows])
                 revisions, passages, rows = {}, [], []
 
-    def _vectors(self, batch: Sequence[Change], passages: Sequence[AnalysedPassage]) -> tuple[FloatArray, int]:
-        """The vectors of `passages`, those with known content copied from the rows that are visible now."""
-        known = self._known_vectors(batch)
-        vectors = np.zeros((len(passages), self._encoder.dim), dtype=np.float32)
-        fresh = []
-        for place, analysed in enumerate(passages):
-            copy = known.get((analysed.passage.article_id, analysed.passage.content_hash)) if known else None
-            if copy is None:
-                fresh.append(place)
-            else:
-                vectors[place] = copy
-        if fresh:
-            vectors[fresh] = encode(self._encoder, [passages[place] for place in fresh])
-        return vectors, len(fresh)
 
-    def _known_vectors(self, batch: Sequence[Change]) -> dict[tuple[str, str], FloatArray]:
-        """(article id, content hash) → vector, of the visible passages of the articles in `batch`."""
-        ids = [
-            passage_id(article_id, revision, ordinal)
-            for article_id, (revision, count) in self._store.visible_passages(c.article_id for c in batch).items()
-            for ordinal in range(count)
-        ]
-        if not ids:
-            return {}
-        vectors = self._collection.get_vectors(ids)
-        passages = self._collection.get(ids)
-        return {(p.article_id, p.content_hash): vectors[p.id] for p in passages if p.id in vectors}
+def known_vectors(collection: Collection, counts: Mapping[str, tuple[int, int]]) -> KnownVectors:
+    """The vectors that `collection` holds of these articles (id → revision, passages), by their content."""
+    ids = [
+        passage_id(article_id, revision, ordinal)
+        for article_id, (revision, count) in counts.items()
+        for ordinal in range(count)
+    ]
+    if not ids:
+        return {}
+    passages, vectors = collection.read(ids)
+    return {(p.article_id, p.content_hash): vector for p, vector in zip(passages, vectors, strict=True)}
 
 
 def _within(terms: Sequence[Term], start: int, end: int) -> Sequence[Term]:

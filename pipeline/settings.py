@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -84,17 +84,48 @@ class FusionSettings(_Section):
     candidates: int = Field(200, ge=200, le=10_000, description="passages that each leg proposes")
 
 
+KeyScope = Literal["read", "write", "admin"]
+
+
 class ApiKey(_Section):
-    key: str = Field(min_length=8, description="the secret of `Authorization: Bearer`")
-    scopes: tuple[Literal["read", "write", "admin"], ...] = Field(("write",), description="what the key may do")
+    """A key: the secret itself, or its SHA-256, so that nobody who reads the settings can call."""
+
+    key: str | None = Field(None, min_length=8, repr=False, description="the secret of `Authorization: Bearer`")
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="SHA-256 of the secret, in hex digits")
+    scopes: tuple[KeyScope, ...] = Field(("write",), description="what the key may do")
+    name: str | None = Field(
+        None, min_length=1, max_length=100, description="what the audit calls it; empty: the digest's first 8 digits"
+    )
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if (self.key is None) == (self.sha256 is None):
+            raise ValueError("given with either 'key' or 'sha256', not with both or none")
+        return self
 
 
 class ApiSettings(_Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8200, ge=1, le=65535, description="port to listen on")
-    keys: tuple[ApiKey, ...] = Field((), description="keys that may call; empty: writes are taken from loopback only")
+    keys: tuple[ApiKey, ...] = Field(
+        (),
+        description="keys that may call, each {key or sha256, scopes, name}; empty: writes are taken from loopback only",
+    )
     search_requires_key: bool = Field(False, description="ask a key for searching too")
     wait_seconds: float = Field(10.0, gt=0, le=120, description="longest wait of wait=true and min_seq, in seconds")
+    freshness_seconds: float = Field(
+        2.0, gt=0, description="publish to searchable and delete to gone should take no longer, in seconds"
+    )
+    writes_per_minute: int = Field(
+        6000,
+        ge=0,
+        le=1_000_000,
+        description="writes of a key in a minute, each article of a bulk call one; 0: any number",
+    )
+    max_bulk_bytes: int = Field(1_000_000_000, ge=1, description="largest body of a bulk call, in bytes")
+    audit_log: Path | None = Field(
+        None, description="file with a line of JSON for each write call; empty: DATA_DIR/audit.log"
+    )
 
 
 class IndexerSettings(_Section):
@@ -103,6 +134,19 @@ class IndexerSettings(_Section):
     )
     grace_seconds: float = Field(
         5.0, ge=0, le=3600, description="how long rows of a replaced revision stay, in seconds"
+    )
+    attempts: int = Field(5, ge=1, le=20, description="how often a change is tried before it is a dead letter")
+    canary_seconds: float = Field(
+        60.0, ge=0, le=3600, description="how often a canary article measures freshness, in seconds; 0: never"
+    )
+    reconcile_hours: float = Field(
+        24.0, ge=0, le=720, description="how often the stores are compared and mended, in hours; 0: never"
+    )
+    retention_hours: float = Field(
+        168.0, gt=0, le=8760, description="how long settled changes and the change log are kept, in hours"
+    )
+    queue_limit: int = Field(
+        100_000, ge=0, description="changes that may wait in the inbox before the API takes no more; 0: any number"
     )
 
 

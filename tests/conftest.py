@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.korean.morphemes import Analyser
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
-from tests import milvus_server
+from tests import milvus_server, postgres_server
 from tests.fakes import FakeEncoder, InterruptibleCollection
 from tests.write_path import DIM, Stage
 
@@ -41,6 +42,34 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri, process = milvus_server.start(tmp_path_factory.mktemp("milvus"))
     yield uri
     milvus_server.stop(process)
+
+
+@pytest.fixture(scope="session", name="postgres_server")
+def running_postgres_server() -> Iterator[postgres_server.Server]:
+    """A real PostgreSQL, started once. A test that stops it starts it again."""
+    if postgres_server.server_binaries() is None:
+        pytest.skip(postgres_server.CURE)
+    with tempfile.TemporaryDirectory(prefix="yeoul-postgres-") as folder:
+        _, server = postgres_server.start(Path(folder))
+        yield server
+        postgres_server.stop(server)
+
+
+@pytest.fixture
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database of its own."""
+    server: postgres_server.Server = request.getfixturevalue("postgres_server")
+    url = postgres_server.new_database(server.url)
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def state_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty state database, on each back end that there is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def _embedded(client: httpx2.Client, **body: Any) -> dict[str, Any]:
 
 
 def test_embeddings_are_the_encoders_own(api_server: ApiServer, client: httpx2.Client) -> None:
-    encoder = api_server.assembly.encoder
+    encoder = api_server.assembly.parts.encoder
     for kind, encode in (("query", encoder.encode_queries), ("passage", encoder.encode_passages)):
         content = _embedded(client, input=TEXTS, input_type=kind, model="anything")
         vectors = np.array([entry["embedding"] for entry in content["data"]], dtype=np.float32)

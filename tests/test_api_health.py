@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.service import Service
-from pipeline.assembly import Assembly, Connected
+from pipeline.assembly import Assembly
+from pipeline.connected import Connected
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ManifestMismatch, NotReady, StoreUnavailable, YeoulError
 from pipeline.korean.morphemes import Analyser
@@ -56,7 +57,7 @@ def test_a_ready_service_tells_engine_passages_seq_and_manifest(api_server: ApiS
     assert content["engine"] == "resident"
     assert content["passages"] > 20
     assert content["seq"] > 20
-    assert content["manifest"]["encoder"] == api_server.assembly.encoder.id
+    assert content["manifest"]["encoder"] == api_server.assembly.parts.encoder.id
 
 
 def test_metrics_count_requests_by_route_and_know_the_index(api_server: ApiServer) -> None:

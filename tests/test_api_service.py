@@ -67,7 +67,7 @@ def test_a_change_that_fails_answers_its_error_to_who_waits(assembly: Assembly) 
 
 
 def test_commits_of_another_process_are_seen_by_polling(assembly: Assembly) -> None:
-    worker = Worker(assembly.store, assembly.connected.ingest)  # nobody notifies the app of its commits
+    worker = Worker(assembly.store, assembly.ingest)  # nobody notifies the app of its commits
     with _client(assembly, lambda: threading.Thread(target=worker.drain).start()) as client:
         assert client.put("/v1/articles/a?wait=true", json=ARTICLE).status_code == 200
         found = client.get("/v1/search", params={"q": "물떼새"}).json()["items"]
@@ -75,7 +75,7 @@ def test_commits_of_another_process_are_seen_by_polling(assembly: Assembly) -> N
 
 
 def test_many_wait_at_once_for_changes_in_any_order(assembly: Assembly) -> None:
-    worker = Worker(assembly.store, assembly.connected.ingest)
+    worker = Worker(assembly.store, assembly.ingest)
     with _client(assembly, lambda: None) as client:
         answers: list[tuple[int, list[str]]] = []
         seqs = [client.put(f"/v1/articles/a{n}", json=ARTICLE | {"body": f"본문{n}"}).json()["seq"] for n in range(8)]
@@ -96,7 +96,7 @@ def test_many_wait_at_once_for_changes_in_any_order(assembly: Assembly) -> None:
 
 
 def test_a_superseded_change_counts_as_applied(assembly: Assembly) -> None:
-    worker = Worker(assembly.store, assembly.connected.ingest)
+    worker = Worker(assembly.store, assembly.ingest)
     with _client(assembly, lambda: None) as client:
         first = client.put("/v1/articles/a", json=ARTICLE).json()["seq"]
         client.put("/v1/articles/a", json=ARTICLE | {"title": "새 제목"})

@@ -25,6 +25,7 @@ _DOORS = {
     "rank_bm25": {"pipeline/index/bm25.py"},
     "apscheduler": {"indexers/scheduler.py"},
     "filelock": {"pipeline/folder.py"},
+    "psycopg": {"pipeline/storage/postgres.py"},
 }
 _WEB = ("fastapi", "starlette", "uvicorn", "httpx", "jinja2")
 
@@ -69,7 +70,7 @@ def test_a_package_is_imported_behind_its_door_alone(package: str) -> None:
     assert importers(package) <= _DOORS[package]
 
 
-@pytest.mark.parametrize("package", ["pymilvus", "rank_bm25", "milvus_lite"])
+@pytest.mark.parametrize("package", ["pymilvus", "rank_bm25", "milvus_lite", "psycopg"])
 def test_the_doors_are_used(package: str) -> None:
     """Otherwise the test above could not fail."""
     assert importers(package) == _DOORS[package]

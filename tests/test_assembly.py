@@ -72,7 +72,7 @@ def indexed(empty: Folder) -> Folder:
         connected = assembly.connect()
         connected.keep_up()
         assembly.store.accept_many(ARTICLES, source="test")
-        assert Worker(assembly.store, connected.ingest).drain().articles == len(ARTICLES)
+        assert Worker(assembly.store, assembly.ingest).drain().articles == len(ARTICLES)
     return empty
 
 
@@ -108,7 +108,7 @@ def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Folder) -> 
     for assembly in opened(indexed):
         connected = assembly.connect()
         assembly.store.accept_delete("rent")
-        Worker(assembly.store, connected.ingest).drain()
+        Worker(assembly.store, assembly.ingest).drain()
     indexed.snapshot.write_bytes(kept)
     found, count = answers(indexed)
     assert count == 1
@@ -137,7 +137,7 @@ def test_a_restored_engine_is_equal_and_goes_on(indexed: Folder) -> None:
         assembly.store.accept(
             Article(id="rent", title="월세 공제", body="달라진 본문입니다. 공제 요건을 다시 적었습니다.")
         )
-        Worker(assembly.store, connected.ingest).drain()
+        Worker(assembly.store, assembly.ingest).drain()
         connected.follower.catch_up()
         assert engine.count == len(ARTICLES)
         again = engine.state()
@@ -155,7 +155,7 @@ def test_a_snapshot_of_another_history_is_not_used(indexed: Folder, tmp_path: Pa
         connected = assembly.connect()
         connected.keep_up()
         assembly.store.accept_delete("rent")
-        Worker(assembly.store, connected.ingest).drain()
+        Worker(assembly.store, assembly.ingest).drain()
     later = indexed.snapshot.read_bytes()
     shutil.rmtree(indexed.data_dir)
     shutil.copytree(backup, indexed.data_dir)
@@ -172,10 +172,10 @@ def test_what_a_writer_did_not_tell_is_read_before_the_snapshot_is_written(index
         connected.keep_up()
         tell, connected.ingest.observer = connected.ingest.observer, None
         assembly.store.accept(Article(id="card", title="카드 분실 신고", body="분실하면 바로 카드를 정지하세요."))
-        Worker(assembly.store, connected.ingest).drain()
+        Worker(assembly.store, assembly.ingest).drain()
         connected.ingest.observer = tell
         assembly.store.accept_delete("limit")
-        Worker(assembly.store, connected.ingest).drain()
+        Worker(assembly.store, assembly.ingest).drain()
     by_snapshot = answers(indexed)
     indexed.snapshot.unlink()
     assert answers(indexed) == by_snapshot

@@ -21,8 +21,8 @@ from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
-from pipeline.storage.tables import inbox, leftovers
 from pipeline.storage.leases import Lease
+from pipeline.storage.tables import inbox, leftovers
 from tests.command_line import Outcome, Shell, finished
 from tests.write_path import Stage
 
@@ -48,9 +48,7 @@ class CutShort(Ingest):
 
     def write(self, batch: list[Change], analysed: list[list[AnalysedPassage]], lease: Lease) -> Written:  # type: ignore[override]
         if self.dies:
-            passages = [p.passage for parts in analysed for p in parts]
-            vectors, _ = self._vectors(batch, [p for parts in analysed for p in parts])
-            self._collection.upsert(passages, vectors)
+            self.put(analysed, {})
             raise Killed
         return super().write(batch, analysed, lease)
 

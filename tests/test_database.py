@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, select, text
+from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.errors import InvalidSetting, StoreUnavailable
 from pipeline.storage import database as module
-from pipeline.storage.database import StateDatabase, leftovers, metadata
+from pipeline.storage import postgres
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.tables import HEAD, inbox, leftovers, metadata
+from tests.postgres_server import Server, kill, restart, stop
 
 _MIGRATIONS = Path(module.__file__).parent / "migrations"
 _PROCESSES = 4
 _ARTICLES = 40  # by each process
+_ACCEPTORS = 4
+_WAIT = 20.0  # seconds: for what a busy machine does late, and a broken one never
 
 # A process that opens the database at the same moment as others and accepts articles one by one.
 _WRITER = """
@@ -36,6 +44,36 @@ for number in range(int(sys.argv[3])):
     store.accept(Article(id=f"{sys.argv[2]}-{number}", title="제목", body="본문"))
 database.close()
 """
+
+
+def add(connection: Connection) -> int:
+    """A change in the inbox; gives its number."""
+    now = datetime.now(UTC)
+    row = {"article_id": "a", "updated_at": now, "accepted_at": now, "source": "test", "state": "queued"}
+    return int(connection.execute(inbox.insert().returning(inbox.c.seq), row).scalar_one())
+
+
+def queue(database: StateDatabase, duty: str | None) -> int:
+    with database.write(serial=duty) as connection:
+        return add(connection)
+
+
+def numbers(connection: Connection) -> list[int]:
+    return list(connection.execute(select(inbox.c.seq).order_by(inbox.c.seq)).scalars())
+
+
+def until_one_waits(database: StateDatabase) -> None:
+    """Until a transaction waits for its turn."""
+    until = time.monotonic() + _WAIT
+    waiting = text(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    while time.monotonic() < until:
+        with database.read() as connection:
+            if connection.execute(waiting).scalar_one() == 1:
+                return
+    raise AssertionError("nobody waits for a turn")
 
 
 @pytest.fixture
@@ -70,8 +108,8 @@ def test_writes_begin_immediate_and_reads_do_not(url: str) -> None:
     assert begun == ["BEGIN IMMEDIATE", "BEGIN"]
 
 
-def test_a_connection_that_wrote_reads_without_the_write_lock(url: str) -> None:
-    database = StateDatabase.open(url)
+def test_a_connection_that_wrote_reads_without_the_write_lock(state_url: str) -> None:
+    database = StateDatabase.open(state_url)
     with database.write() as connection:
         connection.execute(select(1))
     with database.read() as first, ThreadPoolExecutor(1) as pool:
@@ -86,8 +124,154 @@ def test_a_connection_that_wrote_reads_without_the_write_lock(url: str) -> None:
     database.close()
 
 
-def test_a_write_that_raises_leaves_nothing(url: str) -> None:
-    database = StateDatabase.open(url)
+@pytest.mark.parametrize("duty", [None, "commit"])
+def test_one_read_sees_one_state_while_others_commit(state_url: str, duty: str | None) -> None:
+    database = StateDatabase.open(state_url)
+    with database.read() as connection, ThreadPoolExecutor(1) as pool:
+        assert numbers(connection) == []
+        assert pool.submit(queue, database, duty).result(timeout=_WAIT) == 1
+        assert numbers(connection) == []
+    with database.read() as connection:
+        assert numbers(connection) == [1]
+    database.close()
+
+
+def test_numbers_of_one_duty_become_visible_in_order(state_url: str) -> None:
+    """Whoever has read up to a number has missed none before it, however many give out numbers at once."""
+    database = StateDatabase.open(state_url)
+    seen: list[list[int]] = []
+    with ThreadPoolExecutor(_ACCEPTORS) as pool:
+        waiting = [pool.submit(queue, database, "accept") for _ in range(_ACCEPTORS * _ARTICLES)]
+        while not all(each.done() for each in waiting):
+            with database.read() as connection:
+                seen.append(numbers(connection))
+    given = sorted(each.result() for each in waiting)
+    database.close()
+    assert given == list(range(1, len(given) + 1))
+    assert [found for found in seen if found != given[: len(found)]] == []
+
+
+@pytest.mark.postgres
+def test_on_postgresql_a_duty_is_done_by_one_at_a_time_and_others_do_not_wait(postgres_url: str) -> None:
+    database = StateDatabase.open(postgres_url)
+    with ThreadPoolExecutor(3) as pool:
+        with database.write(serial="accept") as connection:
+            first = add(connection)
+            second = pool.submit(queue, database, "accept")
+            until_one_waits(database)
+            assert pool.submit(queue, database, "commit").result(timeout=_WAIT) == first + 1
+            assert pool.submit(queue, database, None).result(timeout=_WAIT) == first + 2
+            assert not second.done()
+        assert second.result(timeout=_WAIT) == first + 3  # it took its number only after the first was in
+    database.close()
+
+
+@pytest.mark.postgres
+def test_on_postgresql_a_read_cannot_write(postgres_url: str) -> None:
+    database = StateDatabase.open(postgres_url)
+    with pytest.raises(StoreUnavailable, match="read-only transaction"), database.read() as connection:
+        add(connection)
+    assert queue(database, None) == 1  # the connection is as good as before
+    database.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("end", [stop, kill])
+def test_a_server_that_restarts_costs_only_what_was_under_way(
+    postgres_server: Server, postgres_url: str, end: Callable[[Server], None]
+) -> None:
+    database = StateDatabase.open(postgres_url)
+    assert queue(database, "accept") == 1
+
+    def broken_off() -> None:
+        with database.write(serial="accept") as connection:
+            add(connection)
+            end(postgres_server)
+            add(connection)
+
+    try:
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1"):
+            broken_off()
+        with pytest.raises(StoreUnavailable, match="refused"):
+            database.ping()
+    finally:
+        restart(postgres_server)
+    assert database.ping() == "postgresql"
+    with database.read() as connection:
+        assert numbers(connection) == [1]
+    queue(database, "accept")
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_restarts_between_two_transactions_is_not_noticed(
+    postgres_server: Server, postgres_url: str
+) -> None:
+    database = StateDatabase.open(postgres_url)
+    queue(database, None)
+    restart(postgres_server)
+    queue(database, None)
+    database.close()
+
+
+@pytest.mark.postgres
+def test_two_that_wait_for_each_other_are_told_to_try_again(postgres_url: str) -> None:
+    database = StateDatabase.open(postgres_url)
+    with database.write(serial=None) as connection:
+        connection.execute(leftovers.insert(), [{"article_id": name, "due_at": datetime.now(UTC)} for name in "ab"])
+    together = Barrier(2)
+
+    def cross(names: str) -> str:
+        try:
+            with database.write(serial=None) as connection:
+                for name in names:
+                    connection.execute(leftovers.update().where(leftovers.c.article_id == name).values(article_id=name))
+                    if name == names[0]:
+                        together.wait(timeout=_WAIT)
+        except StoreUnavailable as error:
+            return str(error)
+        return "done"
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = sorted(pool.map(cross, ["ab", "ba"]))
+    database.close()
+    assert answers[0] == "done"
+    assert "deadlock" in answers[1]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_a_url_need_not_name_the_driver(postgres_url: str, scheme: str) -> None:
+    database = StateDatabase.open(postgres_url.replace("postgresql+psycopg", scheme))
+    assert database.ping() == "postgresql"
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_database_that_is_not_there_is_told_by_its_name(postgres_server: Server) -> None:
+    with pytest.raises(StoreUnavailable, match='"nowhere" does not exist'):
+        StateDatabase.open(postgres_server.url.replace("/postgres", "/nowhere"))
+
+
+@pytest.mark.postgres
+def test_a_migration_may_take_longer_than_a_statement_and_the_next_waits(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_LOCK_MS", 50)
+    monkeypatch.setattr(postgres, "_STATEMENT_MS", 50)
+    bare = postgres.engine(make_url(postgres_url), patient=True)
+    with ThreadPoolExecutor(1) as pool, bare.begin() as connection:
+        module._take_turns(connection, "migrate")
+        opening = pool.submit(StateDatabase.open, postgres_url)
+        connection.execute(text("SELECT pg_sleep(0.2)"))
+        assert not opening.done()
+        connection.commit()
+        opening.result(timeout=_WAIT).close()
+    bare.dispose()
+
+
+def test_a_write_that_raises_leaves_nothing(state_url: str) -> None:
+    database = StateDatabase.open(state_url)
     row = {"article_id": "a", "due_at": datetime.now(UTC)}
     with pytest.raises(IntegrityError), database.write() as connection:
         connection.execute(leftovers.insert(), [row, row])
@@ -96,8 +280,8 @@ def test_a_write_that_raises_leaves_nothing(url: str) -> None:
     database.close()
 
 
-def test_migrations_from_empty_give_exactly_the_metadata(url: str) -> None:
-    database = StateDatabase.open(url)
+def test_migrations_from_empty_give_exactly_the_metadata(state_url: str) -> None:
+    database = StateDatabase.open(state_url)
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -106,22 +290,22 @@ def test_migrations_from_empty_give_exactly_the_metadata(url: str) -> None:
 
 def test_the_head_is_the_newest_migration() -> None:
     script = ScriptDirectory(str(_MIGRATIONS))
-    assert script.get_heads() == [module.HEAD]
+    assert script.get_heads() == [HEAD]
 
 
-def test_a_database_that_is_up_to_date_is_opened_without_alembic(url: str) -> None:
-    StateDatabase.open(url).close()
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(state_url: str) -> None:
+    StateDatabase.open(state_url).close()
     code = (
         "import sys; from pipeline.storage.database import StateDatabase; "
-        f"StateDatabase.open({url!r}).close(); sys.exit('alembic' in sys.modules)"
+        f"StateDatabase.open({state_url!r}).close(); sys.exit('alembic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_processes_that_open_and_write_at_once_all_succeed(url: str, tmp_path: Path) -> None:
+def test_processes_that_open_and_write_at_once_all_succeed(state_url: str) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WRITER, url, str(number), str(_ARTICLES)],
+            [sys.executable, "-c", _WRITER, state_url, str(number), str(_ARTICLES)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -134,7 +318,7 @@ def test_processes_that_open_and_write_at_once_all_succeed(url: str, tmp_path: P
         writer.stdin.flush()
     complaints = [writer.communicate(timeout=120)[1] for writer in writers]
     assert complaints == [""] * _PROCESSES
-    database = StateDatabase.open(url)
+    database = StateDatabase.open(state_url)
     with database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM inbox")).scalar() == _PROCESSES * _ARTICLES
     database.close()
@@ -159,13 +343,13 @@ def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> No
     assert (tmp_path / "state.db").read_bytes() == b"this is somebody's letter " * 100
 
 
-def test_a_database_of_a_newer_version_is_told_and_left_alone(url: str) -> None:
-    database = StateDatabase.open(url)
+def test_a_database_of_a_newer_version_is_told_and_left_alone(state_url: str) -> None:
+    database = StateDatabase.open(state_url)
     with database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
     with pytest.raises(StoreUnavailable, match=r"newer.*9999"):
-        StateDatabase.open(url)
+        StateDatabase.open(state_url)
 
 
 def test_a_database_that_fails_while_open_is_unavailable(url: str, tmp_path: Path) -> None:
@@ -186,8 +370,8 @@ def test_the_password_of_a_url_is_never_told() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_times_come_back_as_the_same_moment_in_utc(url: str) -> None:
-    database = StateDatabase.open(url)
+def test_times_come_back_as_the_same_moment_in_utc(state_url: str) -> None:
+    database = StateDatabase.open(state_url)
     moment = datetime(2026, 3, 2, 9, 0, 0, 123456, tzinfo=timezone(timedelta(hours=9)))
     with database.write() as connection:
         connection.execute(leftovers.insert().values(article_id="a", due_at=moment))

@@ -522,7 +522,7 @@ def test_a_search_during_loading_says_so_and_finds_what_is_found_afterwards(
     database = StateDatabase.open(settings_.state_url)
     with closing(Assembly(settings_, database, analyser, FakeEncoder(), None)) as assembly:
         connected = assembly.connect()
-        worker = Worker(assembly.store, connected.ingest)
+        worker = Worker(assembly.store, lambda: connected.ingest)
 
         def publish(*articles: Article) -> None:
             assembly.store.accept_many(articles, source="test")

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from pipeline.documents import Article
 from pipeline.storage import leases
-from pipeline.storage.articles import ArticleStore, Indexed
+from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, LeaseLost
+from pipeline.storage.rows import Indexed
 
 _LONG = 60.0  # seconds: does not run out during a test
 _OVER = 0.0  # seconds: has run out at once
+_ASKING = 4
+_ROUNDS = 10
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[StateDatabase]:
-    opened = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
+def database(state_url: str) -> Iterator[StateDatabase]:
+    opened = StateDatabase.open(state_url)
     yield opened
     opened.close()
 
@@ -91,3 +94,33 @@ def test_a_lost_lease_refuses_the_commit_and_nothing_of_it_is_visible(database: 
     assert store.due_leftovers() == []
     store.commit([Indexed(change, 1) for change in changes], held, grace_seconds=0)
     assert store.visible()[2] == {"가": 1, "나": 2}
+
+
+@pytest.mark.postgres
+def test_of_many_processes_that_ask_for_a_new_lease_at_once_one_gets_it(postgres_url: str) -> None:
+    """Each has connections of its own, ready: they meet at the row that is not there yet."""
+    databases = [StateDatabase.open(postgres_url) for _ in range(_ASKING)]
+    for number in range(_ROUNDS):
+        together = threading.Barrier(_ASKING)
+
+        def ask(database: StateDatabase, name: str = f"duty {number}", together: threading.Barrier = together) -> bool:
+            database.ping()
+            together.wait(timeout=_LONG)
+            return leases.acquire(database, name, f"holder {id(database)}", _LONG) is not None
+
+        with ThreadPoolExecutor(_ASKING) as pool:
+            assert sorted(pool.map(ask, databases)) == [False] * (_ASKING - 1) + [True]
+    for database in databases:
+        database.close()
+
+
+@pytest.mark.postgres
+def test_on_postgresql_the_clock_of_the_holders_machine_does_not_matter(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = StateDatabase.open(postgres_url)
+    acquired(database, "a")
+    true_time = time.time()
+    monkeypatch.setattr(time, "time", lambda: true_time + 2 * _LONG)  # another machine, whose clock is ahead
+    assert leases.acquire(database, "worker", "b", _LONG) is None
+    database.close()

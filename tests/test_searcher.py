@@ -306,7 +306,7 @@ class _Moving:
         self._engine = engine
         self._times = times
         self._fails = fails
-        self.add, self.apply, self.count = engine.add, engine.apply, engine.count
+        self.add, self.apply, self.count, self.revisions = engine.add, engine.apply, engine.count, engine.revisions
 
     def search(self, query: EngineQuery) -> Candidates:
         if self._fails is not None:

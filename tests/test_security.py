@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import APIRouter, Depends, Request
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.security import Access, administrator, caller_of, new_key
 from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
+from pipeline.errors import InvalidInput
 from pipeline.korean.morphemes import Analyser
+from pipeline.settings import ApiKey, ApiSettings
 from tests.api_server import KEY, READ_KEY, assembly_of, settings_in
 
 ARTICLE = {"title": "t", "body": "b"}
@@ -142,3 +148,73 @@ def test_keys_stand_in_no_answer_and_no_schema(assembly: Assembly, tmp_path: Pat
     client = _client(assembly, keys=KEYS)
     for path in ("/openapi.json", "/metrics", "/readyz"):
         assert KEY not in client.get(path, headers={"Authorization": f"Bearer {KEY}"}).text
+
+
+def test_a_key_given_by_its_digest_opens_what_the_key_itself_would(assembly: Assembly) -> None:
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    for written in (digest, digest.upper()):
+        client = _client(assembly, keys=[{"sha256": written, "scopes": ["write"]}])
+        answers = [
+            client.put("/v1/articles/hashed", json=ARTICLE, headers={"Authorization": f"Bearer {key}"}).status_code
+            for key in (KEY, digest, digest.upper(), f"{KEY}x")
+        ]
+        assert answers == [202, 401, 401, 401], "the digest is no key"
+
+
+def test_a_new_key_opens_what_its_entry_says_and_its_entry_does_not_hold_it(assembly: Assembly) -> None:
+    secret, entry = new_key("cms", ["write", "admin"])
+    assert (entry["name"], entry["scopes"], set(entry)) == ("cms", ["write", "admin"], {"name", "scopes", "sha256"})
+    assert len(secret) >= 43
+    assert secret not in str(entry)
+    client = _client(assembly, keys=[entry], headers={"Authorization": f"Bearer {secret}"})
+    assert client.put("/v1/articles/new-key", json=ARTICLE).status_code == 202
+    assert new_key("cms")[0] != new_key("cms")[0]
+    assert new_key()[1].keys() == {"sha256", "scopes"}
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes", "told"), [("", ["write"], "name"), ("x" * 101, [], "name"), ("x", ["root"], "scopes")]
+)
+def test_a_key_that_settings_would_refuse_is_not_made(name: str, scopes: list[Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{told} of a key cannot be"):
+        new_key(name, scopes)
+
+
+def test_the_keys_in_force_are_not_in_memory_as_they_were_given() -> None:
+    secret = "a-secret-that-nothing-else-holds"
+    access = Access(ApiSettings(keys=(ApiKey(key=secret),)))
+    held = repr([(digest, caller) for digest, caller in access._keys])
+    assert secret not in held
+    assert not any(secret == found for found in gc.get_referents(access.__dict__))
+
+
+def _administered(assembly: Assembly, **options: Any) -> TestClient:
+    """A client of an app with a route for administrators."""
+    client = _client(assembly, **options)
+    router = APIRouter()
+
+    @router.post("/v1/admin/named", dependencies=[Depends(administrator)])
+    def named(request: Request) -> str:
+        return caller_of(request).name
+
+    client.app.include_router(router)  # type: ignore[attr-defined]  # a FastAPI, typed as any ASGI app
+    return client
+
+
+def test_administration_needs_the_scope_admin(assembly: Assembly) -> None:
+    secrets = {scope: new_key(f"for-{scope}", [scope]) for scope in ("read", "write", "admin")}
+    client = _administered(assembly, keys=[entry for _, entry in secrets.values()])
+    for scope, (secret, _) in secrets.items():
+        bearer = {"Authorization": f"Bearer {secret}"}
+        allowed = scope == "admin"
+        answer = client.post("/v1/admin/named", headers=bearer)
+        assert answer.status_code == (200 if allowed else 403)
+        if allowed:
+            assert answer.json() == "for-admin"
+            assert client.put("/v1/articles/x", json=ARTICLE, headers=bearer).status_code == 403, "admin is not write"
+    assert client.post("/v1/admin/named").status_code == 401
+
+
+def test_without_keys_this_machine_alone_administers(assembly: Assembly) -> None:
+    assert _administered(assembly, host="http://localhost:8200").post("/v1/admin/named").json() == "local"
+    assert _administered(assembly, peer=("203.0.113.9", 1)).post("/v1/admin/named").status_code == 403

@@ -14,6 +14,7 @@ from pipeline.retrieval.fusion import METHODS
 from pipeline.settings import FILE, FusionSettings, Settings, described, in_force, load
 
 SECRET = "a-very-secret-key"
+DIGEST = "9f" * 32
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,9 @@ def test_an_unknown_part_of_a_section_in_the_environment_is_refused(monkeypatch:
         ("YEOUL_API__PORT", "http", "api.port"),
         ("YEOUL_MILVUS__COLLECTION", "a b", "milvus.collection"),
         ("YEOUL_CHUNKING__MAX_TOKENS", "2", "chunking.max_tokens"),
+        ("YEOUL_API__WRITES_PER_MINUTE", "-1", "api.writes_per_minute"),
+        ("YEOUL_API__MAX_BULK_BYTES", "0", "api.max_bulk_bytes"),
+        ("YEOUL_INDEXERS__QUEUE_LIMIT", "-1", "indexers.queue_limit"),
     ],
 )
 def test_a_bad_value_is_refused_with_name_value_and_cure(
@@ -115,6 +119,37 @@ def test_bad_keys_are_refused_by_name_without_showing_them(monkeypatch: pytest.M
     assert SECRET not in str(caught.value)
     assert "s3" not in str(caught.value)
     assert caught.value.__cause__ is None or SECRET not in str(caught.value.__cause__)
+
+
+def test_a_key_may_be_given_by_its_digest_and_have_a_name(bare_folder: Path) -> None:
+    (bare_folder / FILE).write_text(f'[api]\nkeys = [{{sha256 = "{DIGEST}", name = "cms"}}, {{key = "{SECRET}"}}]')
+    hashed, plain = load().api.keys
+    assert (hashed.key, hashed.sha256, hashed.name, hashed.scopes) == (None, DIGEST, "cms", ("write",))
+    assert (plain.key, plain.sha256, plain.name) == (SECRET, None, None)
+    assert SECRET not in repr(plain)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "rule"),
+    [
+        ({"key": SECRET, "sha256": DIGEST}, "api.keys.0", "not with both or none"),
+        ({"scopes": ["write"], "name": SECRET}, "api.keys.0", "not with both or none"),
+        ({"sha256": SECRET}, "api.keys.0.sha256", "[0-9a-fA-F]{64}"),
+        ({"sha256": f"{DIGEST}0"}, "api.keys.0.sha256", "[0-9a-fA-F]{64}"),
+        ({"sha256": DIGEST, "name": ""}, "api.keys.0.name", "at least 1 character"),
+    ],
+)
+def test_a_key_has_either_its_secret_or_its_digest(
+    monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], name: str, rule: str
+) -> None:
+    monkeypatch.setenv("YEOUL_API__KEYS", json.dumps([entry]))
+    with pytest.raises(InvalidSetting) as caught:
+        load()
+    assert f"setting {name!r} should" in caught.value.message
+    assert rule in caught.value.message
+    assert SECRET not in str(caught.value)
+    assert DIGEST not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("content", [b"data_dir = ", b"\xb0\xa1 = 1", b"[a\n"])

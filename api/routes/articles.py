@@ -1,32 +1,41 @@
 """`/v1/articles`: changes into the inbox, and what became of them.
 
-Accepting needs the state database alone: changes are taken while the collection is away or the index loads.
+Accepting needs the state database alone: changes are taken while the collection is away or the index loads. How many are
+taken is up to `api.limits`; what is refused so is 429, and can be sent again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from api.audit import record_of
 from api.errors import IndexingFailed, Malformed, content_of, documented
+from api.limits import BoundedRequest, Limits, limits_of
 from api.requests import json_object, lines, parsed_object
 from api.responses import Json
 from api.schemas import AcceptedAnswer, ArticleAnswer, ArticleBody, body_of
-from api.security import KEY_OPTIONAL, access_of, key_of, reader, writer
+from api.security import KEY_OPTIONAL, access_of, caller_of, key_of, reader, writer
 from api.service import Running, Service
 from pipeline.documents import MAX_ID_CHARS, Article, checked_id
-from pipeline.errors import ArticleNotFound, InvalidArticle, TooLarge, YeoulError
-from pipeline.storage.articles import Accepted, ArticleState
+from pipeline.errors import ArticleNotFound, InvalidArticle, QueueFull, TooLarge, YeoulError
+from pipeline.storage.rows import Accepted, ArticleState
 
 router = APIRouter(tags=["articles"])
 
 _BULK_ARTICLES = 200  # of one transaction: others get their turn in between
 _BULK_BYTES = 4_000_000  # likewise, and so much is held in memory
+_ANSWER_BYTES = 4_000_000  # of a bulk's answer in memory; a longer one goes to a temporary file
+_CHUNK_BYTES = 65_536  # of an answer that is sent
 _NDJSON = "application/x-ndjson"
 _PREFIX = "/v1/articles/"
 _ID_SCHEMA: dict[str, Any] = {"minLength": 1, "maxLength": MAX_ID_CHARS, "pattern": r"^[^#/\p{C}]+$"}
@@ -57,17 +66,22 @@ async def _id(
 ArticleId = Annotated[str, Depends(_id)]
 
 
+async def one_write(request: Request) -> None:
+    """Takes one write of the caller's rate, before the body is read. Raises TooManyRequests."""
+    limits_of(request).rate.check(caller_of(request).identity)
+
+
 @router.put(
     "/v1/articles/{article_id:path}",
     status_code=202,
-    dependencies=[Depends(writer)],
+    dependencies=[Depends(writer), Depends(one_write)],
     openapi_extra=body_of(ArticleBody),
-    responses=_ACCEPTED | documented(400, 401, 403, 409, 413, 422, 500, 503),
+    responses=_ACCEPTED | documented(400, 401, 403, 409, 413, 422, 429, 500, 503),
 )
 async def put(service: Running, request: Request, article_id: ArticleId, wait: Wait = False) -> Json:
     """Publishes or replaces an article."""
     article = _article(await json_object(request), article_id)
-    accepted = await run_in_threadpool(service.store.accept, article)
+    accepted = await run_in_threadpool(_accepted, request, partial(service.store.accept, article))
     return await _answered(service, accepted, wait=wait)
 
 
@@ -90,12 +104,12 @@ async def get(service: Running, request: Request, article_id: ArticleId) -> Json
 @router.delete(
     "/v1/articles/{article_id:path}",
     status_code=202,
-    dependencies=[Depends(writer)],
-    responses=_ACCEPTED | documented(400, 401, 403, 404, 422, 500, 503),
+    dependencies=[Depends(writer), Depends(one_write)],
+    responses=_ACCEPTED | documented(400, 401, 403, 404, 422, 429, 500, 503),
 )
-async def delete(service: Running, article_id: ArticleId, wait: Wait = False) -> Json:
+async def delete(service: Running, request: Request, article_id: ArticleId, wait: Wait = False) -> Json:
     """Takes an article out of the results; what was known of it stays readable as `deleted`."""
-    accepted = await run_in_threadpool(service.store.accept_delete, article_id)
+    accepted = await run_in_threadpool(_accepted, request, partial(service.store.accept_delete, article_id))
     return await _answered(service, accepted, wait=wait)
 
 
@@ -103,23 +117,44 @@ async def delete(service: Running, article_id: ArticleId, wait: Wait = False) ->
     "/v1/articles:bulk",
     dependencies=[Depends(writer)],
     openapi_extra={"requestBody": {"required": True, "content": {_NDJSON: {"schema": {"type": "string"}}}}},
-    responses=_BULK_ANSWER | documented(401, 403, 500, 503),
+    responses=_BULK_ANSWER | documented(401, 403, 413, 429, 500, 503),
     response_class=Response,
 )
 async def bulk(service: Running, request: Request) -> Response:
-    """Publishes many articles: a line of NDJSON each; a bad line fails alone. The answer has a line for each."""
-    answers = bytearray()
+    """Publishes many articles: a line of NDJSON each; a bad line fails alone. The answer has a line for each.
+
+    Lines beyond a limit are refused (`queue_full`, `too_many_requests`: send them again) and the others taken; where
+    nothing was taken for this reason the whole answer is that error. What follows the largest size is one line more.
+    """
+    bounded = BoundedRequest(request, service.settings.api.max_bulk_bytes)
+    under_way = _Bulk(service, request)
+    try:
+        await _read_into(under_way, bounded, service.wake)
+        return under_way.answer()
+    except BaseException:  # a client that goes away cancels: the answer may be a file
+        under_way.close()
+        raise
+
+
+async def _read_into(under_way: _Bulk, request: Request, wake: Callable[[], None]) -> None:
+    async def take() -> None:
+        await run_in_threadpool(under_way.take, held)
+        wake()
+
     held: list[Article | YeoulError] = []
-    number = size = 0
-    async for line in lines(request):
-        held.append(_of_line(line))
-        size += len(line) if isinstance(line, bytes) else 0
-        if len(held) == _BULK_ARTICLES or size > _BULK_BYTES:
-            answers += await _taken(service, held, number)
-            number += len(held)
-            held, size = [], 0
-    answers += await _taken(service, held, number)
-    return Response(bytes(answers), media_type=_NDJSON)
+    size = 0
+    try:
+        async for line in lines(request):
+            held.append(_of_line(line))
+            size += len(line) if isinstance(line, bytes) else 0
+            if len(held) == _BULK_ARTICLES or size > _BULK_BYTES:
+                await take()
+                held, size = [], 0
+    except TooLarge as error:
+        await take()
+        under_way.refuse_the_rest(error)
+        return
+    await take()
 
 
 def _article(data: dict[str, Any], article_id: str) -> Article:
@@ -128,6 +163,16 @@ def _article(data: dict[str, Any], article_id: str) -> Article:
     if given is not None and checked_id(given) != article_id:
         raise InvalidArticle("id", given, f"that of the address ({article_id}) or left out")
     return Article.from_mapping({**data, "id": article_id})
+
+
+def _accepted(request: Request, accept: Callable[[], Accepted]) -> Accepted:
+    """`accept()`, unless the inbox is full (QueueFull): then nothing is done. May block."""
+    queue = limits_of(request).queue
+    queue.check()
+    accepted = accept()
+    queue.add(int(not accepted.unchanged))
+    record_of(request).seq = accepted.seq
+    return accepted
 
 
 async def _answered(service: Service, accepted: Accepted, *, wait: bool) -> Json:
@@ -175,16 +220,89 @@ def _of_line(line: bytes | TooLarge) -> Article | YeoulError:
         return error
 
 
-async def _taken(service: Service, batch: Sequence[Article | YeoulError], before: int) -> bytes:
-    """Accepts the articles of `batch`, the lines after number `before`; gives the lines of the answer."""
-    articles = [item for item in batch if isinstance(item, Article)]
-    accepted = iter(await run_in_threadpool(service.store.accept_many, articles, source="bulk") if articles else [])
-    service.wake()
-    results = [next(accepted) if isinstance(item, Article) else item for item in batch]
-    return b"".join(
-        orjson.dumps({"line": number} | _of_result(item, result), option=orjson.OPT_APPEND_NEWLINE)
-        for number, (item, result) in enumerate(zip(batch, results, strict=True), start=before + 1)
-    )
+class _Bulk:
+    """A bulk call under way: takes batches of its lines and keeps the answer, in a temporary file where it is long."""
+
+    def __init__(self, service: Service, request: Request) -> None:
+        self._service = service
+        self._limits: Limits = limits_of(request)
+        self._caller = caller_of(request).identity
+        self._record = record_of(request)
+        self._record.lines_taken = self._record.lines_refused = 0
+        self._refusal: YeoulError | None = None  # the first limit that was met
+        self._answers = SpooledTemporaryFile(_ANSWER_BYTES)  # noqa: SIM115 - closed by `close` or by the answer
+
+    def take(self, batch: Sequence[Article | YeoulError]) -> None:
+        """Accepts the articles of `batch` as far as the limits let, and writes the lines of the answer. May block."""
+        articles = [item for item in batch if isinstance(item, Article)]
+        accepted = iter(self._accepted(articles))
+        for item in batch:
+            self._write(item, next(accepted) if isinstance(item, Article) else item)
+
+    def refuse_the_rest(self, error: YeoulError) -> None:
+        """One line of the answer for everything that is not read."""
+        self._refusal = self._refusal or error
+        self._write(error, error)
+
+    def answer(self) -> Response:
+        """The lines. Raises the limit that was met, where it let nothing through."""
+        if self._refusal is not None and not self._record.lines_taken:
+            raise self._refusal
+        return _Lines(self._answers)
+
+    def close(self) -> None:
+        self._answers.close()
+
+    def _accepted(self, articles: Sequence[Article]) -> list[Accepted | YeoulError]:
+        granted, refusal = self._granted(len(articles))
+        accepted = self._service.store.accept_many(articles[:granted], source="bulk") if granted else []
+        self._limits.queue.add(sum(isinstance(one, Accepted) and not one.unchanged for one in accepted))
+        if refusal is None:
+            return accepted
+        self._refusal = self._refusal or refusal
+        return [*accepted, *[refusal] * (len(articles) - granted)]
+
+    def _granted(self, wanted: int) -> tuple[int, YeoulError | None]:
+        """How many of `wanted` articles may be taken now, and what forbids the others."""
+        if not wanted:
+            return 0, None
+        try:
+            self._limits.queue.check()
+        except QueueFull as full:
+            return 0, full
+        granted = self._limits.rate.take(self._caller, wanted)
+        return granted, None if granted == wanted else self._limits.rate.refusal(self._caller)
+
+    def _write(self, item: Article | YeoulError, result: Accepted | YeoulError) -> None:
+        record = self._record
+        taken, refused = record.lines_taken or 0, record.lines_refused or 0
+        if isinstance(result, Accepted):
+            record.lines_taken = taken + 1
+            if not result.unchanged:
+                record.first_seq = record.first_seq or result.seq
+                record.last_seq = result.seq
+        else:
+            record.lines_refused = refused + 1
+        line = {"line": taken + refused + 1} | _of_result(item, result)
+        self._answers.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+class _Lines(StreamingResponse):
+    """A whole answer in a file, sent from its beginning. It is not sent while lines come in: many clients read nothing
+    before they have sent everything, and both sides would wait for each other.
+    """
+
+    def __init__(self, file: SpooledTemporaryFile[bytes]) -> None:
+        size = file.tell()
+        file.seek(0)
+        super().__init__(
+            iter(partial(file.read, _CHUNK_BYTES), b""), headers={"content-length": str(size)}, media_type=_NDJSON
+        )
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def _of_result(item: Article | YeoulError, result: Accepted | YeoulError) -> dict[str, Any]:

@@ -34,7 +34,7 @@ async def embeddings(service: Running, request: Request) -> Json:
         wanted = EmbeddingsRequest.model_validate(await json_object(request), strict=True)
     except ValidationError as error:
         raise invalid_field(error.errors()) from error
-    return Json(await run_in_threadpool(_embedded, service.assembly.encoder, wanted))
+    return Json(await run_in_threadpool(_embedded, service.assembly.parts.encoder, wanted))
 
 
 def _embedded(encoder: Encoder, wanted: EmbeddingsRequest) -> dict[str, Any]:

@@ -25,7 +25,8 @@ async def healthz() -> Json:
 
 @router.get("/readyz", response_model=ReadyAnswer, responses=documented(503))
 async def readyz(service: Running) -> Json:
-    """The index is loaded and the stores answer; otherwise 503 with the reasons."""
+    """The index is loaded and the stores answer; otherwise 503 with the reasons. `freshness.late` says where changes take
+    longer to be seen than they should: searches are answered all the same."""
     reasons = await run_in_threadpool(service.reasons)
     if reasons:
         raise NotReady("not ready: " + "; ".join(r.message for r in reasons), reasons[0].hint)
@@ -36,6 +37,7 @@ async def readyz(service: Running) -> Json:
             "engine": service.settings.engine,
             "passages": connected.engine()[0].count,
             "seq": connected.follower.seq,
+            "freshness": asdict(service.freshness.state()),
             "manifest": asdict(connected.manifest),
         }
     )

@@ -15,7 +15,7 @@ from indexers.sources.pages import html_page, markdown_page
 from pipeline.documents import Article
 from pipeline.errors import InvalidArticle, TooLarge, UnreadableSource, shown
 
-__all__ = ["SUFFIXES", "LineProblem", "Notice", "read_articles"]
+__all__ = ["SUFFIXES", "LineProblem", "Notice", "files_below", "read_articles", "read_file"]
 
 _Rows = Iterator[Row | LineProblem | Notice]
 
@@ -52,17 +52,17 @@ def read_articles(paths: Sequence[Path]) -> Iterator[Article | LineProblem | Not
     pages: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            for file in _files_below(path):
-                yield from _surviving(file, _read_file(file, path, pages))
+            for file in files_below(path):
+                yield from _surviving(file, read_file(file, path, pages))
         else:
-            yield from _read_file(path, path.parent, pages)
+            yield from read_file(path, path.parent, pages)
 
 
 def _check_path(path: Path) -> None:
     if not path.exists():
         raise UnreadableSource(f"{path} does not exist", _CURE)
     if path.is_dir():
-        if next(_files_below(path), None) is None:
+        if next(files_below(path), None) is None:
             raise UnreadableSource(f"the folder {path} holds no file of articles", _CURE)
     elif _suffix(path) not in SUFFIXES:
         raise UnreadableSource(f"{path} is of no known format", _CURE)
@@ -77,8 +77,9 @@ def _unpacked_name(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+def files_below(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """The files of articles in `folder`, by name, without hidden ones. A folder that cannot be listed goes to `on_error`."""
+    for parent, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith("."))  # os.walk goes where this list says
         for name in sorted(names):
             file = Path(parent, name)
@@ -93,8 +94,11 @@ def _surviving(file: Path, found: Iterator[Article | LineProblem | Notice]) -> I
         yield LineProblem(file, None, str(error))
 
 
-def _read_file(file: Path, folder: Path, pages: dict[str, Path]) -> Iterator[Article | LineProblem | Notice]:
-    """`pages`: {id: file} of the pages read so far."""
+def read_file(file: Path, folder: Path, pages: dict[str, Path]) -> Iterator[Article | LineProblem | Notice]:
+    """The articles of one file in `folder`, as `read_articles` tells. `pages`: {id: file} of the pages read so far.
+
+    Raises UnreadableSource.
+    """
     suffix = _suffix(file)
     if suffix in _TABLES:
         found = _last_of_each_id(file, _TABLES[suffix])

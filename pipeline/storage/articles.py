@@ -19,7 +19,7 @@ from pipeline.storage.acceptance import BULK, PUSH, article_of
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, check_lease
 from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, LogEntry
-from pipeline.storage.tables import articles, changes, inbox, leftovers
+from pipeline.storage.tables import articles, changes, collections, inbox, leftovers, passage_counts
 
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
 _LANES = (PUSH, BULK)
@@ -54,18 +54,11 @@ class ArticleStore:
     def retry(self, article_ids: Sequence[str] | None = None) -> list[Accepted]:
         """Puts what failed into the inbox again, as it was accepted: of these articles, or of all (None)."""
         failed = select(articles).where(articles.c.status == "failed").order_by(articles.c.accepted_seq)
-        if article_ids is not None:
-            failed = failed.where(articles.c.id.in_(article_ids))
-        now = datetime.now(UTC)
-        with self.database.write() as connection:
-            signals.send(connection, INBOX)
-            return [
-                acceptance.queue(
-                    connection, row.id, row.payload, row.accepted_hash, row.updated_at, row,
-                    source="retry", lane=PUSH, now=now,
-                )
-                for row in connection.execute(failed).all()
-            ]  # fmt: skip
+        return self._queue_again(failed if article_ids is None else failed.where(articles.c.id.in_(article_ids)))
+
+    def requeue(self, article_id: str) -> None:
+        """Puts what was accepted of the article last into the inbox again, whatever became of it."""
+        self._queue_again(select(articles).where(articles.c.id == article_id))
 
     # ---- reading
 
@@ -150,16 +143,18 @@ class ArticleStore:
             )
             return int(position), acceptance.settled_up_to(connection), {row.id: row.revision for row in rows}
 
-    def visible_passages(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """(visible revision, number of its passages) of those of `article_ids` that have one."""
-        found: dict[str, tuple[int, int]] = {}
+    def visible_passages(
+        self, article_ids: Iterable[str], *, collection: str | None = None
+    ) -> dict[str, tuple[int, int]]:
+        """(visible revision, number of its passages) of those of `article_ids` that have one: in the collection in use, or
+        in `collection`, where it has rows of that revision."""
         wanted = list(article_ids)
-        columns = (articles.c.id, articles.c.revision, articles.c.passages)
+        found: dict[str, tuple[int, int]] = {}
         with self.database.read() as connection:
+            query = _counted_in(connection, collection)
             for start in range(0, len(wanted), _SQL_VARIABLES):
                 part = wanted[start : start + _SQL_VARIABLES]
-                query = select(*columns).where(articles.c.id.in_(part), articles.c.revision.is_not(None))
-                found |= {row.id: (row.revision, row.passages) for row in connection.execute(query)}
+                found |= {row[0]: (row[1], row[2]) for row in connection.execute(query.where(articles.c.id.in_(part)))}
         return found
 
     def log_mark(self, position: int) -> str:
@@ -184,9 +179,7 @@ class ArticleStore:
 
     def shown(self, *, after: str = "", limit: int = 200) -> list[Change]:
         """The visible articles with ids above `after`, in order of id: each as the change (its revision) that shows it."""
-        query = (
-            select(articles).where(articles.c.id > after, articles.c.revision.is_not(None), articles.c.id != CANARY)
-        ).order_by(articles.c.id)
+        query = select(articles).where(articles.c.id > after, articles.c.revision.is_not(None)).order_by(articles.c.id)
         return self._shown(query.limit(limit))
 
     def shown_of(self, article_ids: Sequence[str]) -> list[Change]:
@@ -269,6 +262,17 @@ class ArticleStore:
             signals.send(connection, INBOX)
             return answer
 
+    def _queue_again(self, query: Select[Any]) -> list[Accepted]:
+        now = datetime.now(UTC)
+        with self.database.write() as connection:
+            signals.send(connection, INBOX)
+            return [
+                acceptance.queue(
+                    connection, r.id, r.payload, r.accepted_hash, r.updated_at, r, source="retry", lane=PUSH, now=now
+                )
+                for r in connection.execute(query).all()
+            ]
+
     def _shown(self, query: Select[Any]) -> list[Change]:
         with self.database.read() as connection:
             rows = connection.execute(query).all()
@@ -296,3 +300,16 @@ def accept_in(
             answers.append(error)
     signals.send(connection, INBOX)
     return answers
+
+
+def _counted_in(connection: Connection, collection: str | None) -> Select[Any]:
+    """Article, visible revision and number of passages: of `collection`, unless it is the one in use (None: it is)."""
+    state = select(collections.c.state).where(collections.c.name == collection)
+    if collection is None or connection.execute(state).scalar() in {None, "active"}:
+        return select(articles.c.id, articles.c.revision, articles.c.passages).where(articles.c.revision.is_not(None))
+    mine = (passage_counts.c.article_id == articles.c.id) & (passage_counts.c.revision == articles.c.revision)
+    return (
+        select(articles.c.id, articles.c.revision, passage_counts.c.passages)
+        .join(passage_counts, mine)
+        .where(passage_counts.c.collection == collection)
+    )

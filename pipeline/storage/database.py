@@ -1,37 +1,27 @@
-"""The state database: its tables, how it is opened, and its transactions.
+"""The state database: how it is opened, and its transactions. Its tables are in `tables.py`.
 
 SQLite (the embedded default) runs in WAL mode with synchronous FULL, so that what was acknowledged survives a power cut;
-every write transaction begins IMMEDIATE, so that two writers queue up instead of failing half-way. PostgreSQL needs nothing.
+every write transaction begins IMMEDIATE, so that two writers queue up instead of failing half-way. PostgreSQL's writers take
+turns in the same way, by an advisory lock; its connections are made in `postgres.py`.
 No encoding and no collection call belongs inside a transaction.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     URL,
-    Boolean,
-    Column,
     Connection,
-    DateTime,
-    Dialect,
     Engine,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    TypeDecorator,
     create_engine,
     event,
+    func,
     inspect,
     make_url,
     select,
@@ -41,102 +31,19 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceEr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipeline.errors import InvalidSetting, StoreUnavailable
+from pipeline.storage.tables import HEAD
 
 _BUSY_TIMEOUT_S = 30.0  # a bulk acceptance holds the write lock for well under a second
 _PASSWORD = re.compile(r":[^:/]*@")
-_EXAMPLE_URL = "sqlite:///state.db"
+_EXAMPLE_URLS = "sqlite:///state.db or postgresql://yeoul@host/yeoul"
+_POSTGRESQL = ("postgres", "postgresql", "postgresql+psycopg")
+# Several statements of one read see one state, as on SQLite; PostgreSQL would show each of them the newest.
+_READING = {"postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}}
+# SQLSTATEs by which a PostgreSQL that answers says that it cannot serve now, and that psycopg counts as bugs of ours.
+_UNUSABLE = ("25006", "25P03")  # it is a standby since a failover; the transaction lay idle for too long
 _MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0001"  # the newest migration: compared at start, so that a database up to date never imports Alembic
 
-metadata = MetaData()
-
-
-class Moment(TypeDecorator[datetime]):
-    """An aware UTC time; SQLite forgets offsets, so it is stored as naive UTC and given back aware."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.astimezone(UTC).replace(tzinfo=None) if value is not None else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None else None
-
-
-# One row an accepted change; `seq` is its number, given at acceptance.
-inbox = Table(
-    "inbox",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("article_id", String(800), nullable=False),
-    Column("payload", Text),  # the article as JSON; NULL is a delete
-    Column("updated_at", Moment, nullable=False),
-    Column("accepted_at", Moment, nullable=False),
-    Column("source", String(200), nullable=False),
-    Column("state", String(12), nullable=False),  # queued | indexed | deleted | superseded | failed
-    Column("attempts", Integer, nullable=False, default=0),
-    Column("error", Text),
-    Column("settled_at", Moment),
-    sqlite_autoincrement=True,  # a number is never given twice
-)
-Index("inbox_state_seq", inbox.c.state, inbox.c.seq)
-Index("inbox_article", inbox.c.article_id, inbox.c.seq)
-
-# The registry: one row an article. `revision` (a seq) is the visible one: the only truth about what readers may see.
-articles = Table(
-    "articles",
-    metadata,
-    Column("id", String(800), primary_key=True),
-    Column("revision", Integer),  # NULL: nothing of this article is visible
-    Column("payload", Text),  # the newest accepted article, NULL after a delete
-    Column("accepted_seq", Integer, nullable=False),
-    Column("accepted_hash", String(64)),  # content hash of the newest accepted version, NULL for a delete
-    Column("updated_at", Moment, nullable=False),
-    Column("status", String(12), nullable=False),  # queued | indexed | failed | deleted
-    Column("error", Text),
-    Column("passages", Integer, nullable=False, default=0),
-    Column("accepted_at", Moment, nullable=False),
-    Column("indexed_at", Moment),
-)
-
-# What became visible or vanished, in order; every API process follows it.
-changes = Table(
-    "changes",
-    metadata,
-    Column("position", Integer, primary_key=True, autoincrement=True),
-    Column("article_id", String(800), nullable=False),
-    Column("revision", Integer),  # NULL: the article is gone
-    Column("seq", Integer, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    sqlite_autoincrement=True,
-)
-
-# Articles of which rows of other revisions than the visible one may stand in the collection, deleted after a grace.
-leftovers = Table(
-    "leftovers",
-    metadata,
-    Column("article_id", String(800), primary_key=True),
-    Column("due_at", Moment, nullable=False),
-)
-
-collections = Table(
-    "collections",
-    metadata,
-    Column("name", String(200), primary_key=True),
-    Column("manifest", Text, nullable=False),
-    Column("active", Boolean, nullable=False),
-    Column("created_at", Moment, nullable=False),
-)
-
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", String(50), primary_key=True),
-    Column("holder", String(200), nullable=False),
-    Column("epoch", Integer, nullable=False),
-    Column("expires_at", Float, nullable=False),  # seconds since 1970
-)
+_ALL_WRITES = "writes"
 
 
 class StateDatabase:
@@ -155,32 +62,41 @@ class StateDatabase:
             parsed = make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            engine = _engine(url)
-            database = cls(engine)
-            database._migrate()
+            database = cls(_engine(parsed))
+            try:
+                database._migrate()
+            except BaseException:
+                database.close()
+                raise
         except (ArgumentError, ModuleNotFoundError) as error:
             hidden = _PASSWORD.sub(":***@", url)
-            raise InvalidSetting("database_url", hidden, f"an SQLAlchemy URL such as {_EXAMPLE_URL}") from error
+            raise InvalidSetting("database_url", hidden, f"an SQLAlchemy URL such as {_EXAMPLE_URLS}") from error
         except (DBAPIError, OSError) as error:
             raise _unavailable(make_url(url), error) from error
         return database
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, serial: str | None = _ALL_WRITES) -> Iterator[Connection]:
         """A transaction that may write; committed at the end of the block, rolled back by an exception.
 
-        Raises StoreUnavailable where the database does not answer.
+        Transactions with the same `serial` (by default all) run one after the other, so that the numbers which they give
+        out become visible in order, and no two wait for each other's rows. Raises StoreUnavailable where the database does not answer: whether a transaction that broke
+        off while it was committed is in force is not known then.
         """
         with self._answering(), self.engine.connect() as connection:
             connection.execution_options(yeoul_write=True)
             with connection.begin():
+                if serial is not None:
+                    _take_turns(connection, serial)
                 yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that reads one consistent state. Raises StoreUnavailable where the database does not answer."""
-        with self._answering(), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self._answering(), self.engine.connect() as connection:
+            connection.execution_options(**_READING.get(self.engine.dialect.name, {}))
+            with connection.begin():
+                yield connection
 
     def ping(self) -> str:
         """The dialect's name, or StoreUnavailable."""
@@ -199,9 +115,10 @@ class StateDatabase:
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise _unavailable(self.engine.url, error) from error
         except DatabaseError as error:
-            if type(error) is not DatabaseError:
+            # SQLite's "disk image is malformed" and the like are of no narrower class.
+            if type(error) is not DatabaseError and getattr(error.orig, "sqlstate", None) not in _UNUSABLE:
                 raise
-            raise _unavailable(self.engine.url, error) from error  # "disk image is malformed" and the like
+            raise _unavailable(self.engine.url, error) from error
 
     def _migrate(self) -> None:
         with self.engine.connect() as connection:
@@ -216,17 +133,32 @@ class StateDatabase:
 
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
-        config.attributes["engine"] = self.engine
         try:
-            command.upgrade(config, "head")
+            with self._migrating() as engine:
+                config.attributes["engine"] = engine
+                command.upgrade(config, "head")
         except CommandError as error:
             address = self.engine.url.render_as_string(hide_password=True)
             why = f"a newer Yeoul made it ({error})"
             raise StoreUnavailable("state database", address, why, "update Yeoul, or set another data_dir") from error
 
+    @contextmanager
+    def _migrating(self) -> Iterator[Engine]:
+        """The engine to migrate with, while no other process migrates. SQLite's migrations begin IMMEDIATE."""
+        if self.engine.dialect.name != "postgresql":
+            yield self.engine
+            return
+        engine = _engine(self.engine.url, patient=True)
+        try:
+            with engine.begin() as connection:
+                _take_turns(connection, "migrate")
+                yield engine
+        finally:
+            engine.dispose()
+
 
 def _unavailable(url: URL, error: Exception) -> StoreUnavailable:
-    why = str(getattr(error, "orig", None) or error)
+    why = " ".join(str(getattr(error, "orig", None) or error).split())  # PostgreSQL tells it in several lines
     address = url.render_as_string(hide_password=True)
     cure = (
         "check data_dir and database_url: a database that runs, a folder that can be written, a disk that is not full"
@@ -234,9 +166,26 @@ def _unavailable(url: URL, error: Exception) -> StoreUnavailable:
     return StoreUnavailable("state database", address, why, cure)
 
 
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
+def _take_turns(connection: Connection, duty: str) -> None:
+    """Waits until no other transaction does `duty`, and keeps them waiting until this one ends."""
+    if connection.dialect.name == "postgresql":
+        digest = hashlib.blake2b(duty.encode(), digest_size=8).digest()
+        key = int.from_bytes(digest, "big", signed=True)
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
+
+
+def _engine(url: URL, *, patient: bool = False) -> Engine:
+    """`patient` is for migrations, whose statements may take long; only PostgreSQL has limits to lift."""
+    if url.drivername in _POSTGRESQL:
+        from pipeline.storage import postgres  # noqa: PLC0415 - see there
+
+        return postgres.engine(url, patient=patient)
+    if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
+    return _sqlite(url)
+
+
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
     def configure(connection: Any, _record: object) -> None:

@@ -1,18 +1,34 @@
 """Leases: one holder of a duty at a time, with an epoch that a commit checks.
 
 A holder that was stopped for longer than its lease may wake up and try to write: its epoch is no longer the newest, and
-the commit is refused. After Burrows, "The Chubby lock service" (2006): sequencers.
+the commit is refused. After Burrows, "The Chubby lock service" (2006): sequencers. How long a lease has to run is told by
+one clock: PostgreSQL's, or this machine's for SQLite, which no other machine shares.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Float, Table, cast, extract, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from pipeline.errors import YeoulError
-from pipeline.storage.database import StateDatabase, leases
+from pipeline.errors import Unavailable, YeoulError
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.tables import leases
+
+log = logging.getLogger(__name__)
+
+# PostgreSQL and SQLite share "on conflict do nothing", each with an insert of its own.
+_INSERT: dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+_FREE = {"holder": "", "epoch": 0, "expires_at": 0.0}  # a lease that nobody ever had
 
 
 class LeaseLost(YeoulError):
@@ -39,12 +55,11 @@ def acquire(database: StateDatabase, name: str, holder: str, seconds: float, *, 
     `alone` says that no other holder can be alive (the caller has the data folder's lock): what a killed one left is
     taken over at once. Were it wrong, the other's commits would be refused by their epoch.
     """
-    now = time.time()
     with database.write() as connection:
-        row = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
-        if row is None:
-            connection.execute(insert(leases).values(name=name, holder=holder, epoch=1, expires_at=now + seconds))
-            return Lease(name, holder, 1)
+        # Without a row there would be nothing to lock, and of two that ask at once both would get it or one an error.
+        connection.execute(_INSERT[connection.dialect.name](leases).values(name=name, **_FREE).on_conflict_do_nothing())
+        row = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one()
+        now = _now(connection)
         if row.holder != holder and row.expires_at > now and not alone:
             return None
         epoch = row.epoch + 1
@@ -58,7 +73,8 @@ def renew(database: StateDatabase, lease: Lease, seconds: float) -> None:
     """Prolongs `lease`. Raises LeaseLost."""
     with database.write() as connection:
         check_lease(connection, lease)
-        connection.execute(update(leases).where(leases.c.name == lease.name).values(expires_at=time.time() + seconds))
+        until = _now(connection) + seconds
+        connection.execute(update(leases).where(leases.c.name == lease.name).values(expires_at=until))
 
 
 def release(database: StateDatabase, lease: Lease) -> None:
@@ -69,8 +85,47 @@ def release(database: StateDatabase, lease: Lease) -> None:
         )
 
 
+@contextmanager
+def kept(database: StateDatabase, lease: Lease, seconds: float) -> Iterator[None]:
+    """Prolongs `lease` for as long as the block takes, however slow what happens there is, and gives it back."""
+    done = threading.Event()
+
+    def prolong() -> None:
+        while not done.wait(seconds / 3):
+            try:
+                renew(database, lease, seconds)
+            except LeaseLost:
+                return  # the commit under way will be refused
+            except Unavailable as error:
+                log.warning("the lease %r cannot be prolonged: %s", lease.name, error)
+
+    keeper = threading.Thread(target=prolong, name=f"lease {lease.name}", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+        release(database, lease)
+
+
 def check_lease(connection: Connection, lease: Lease) -> None:
     """Raises LeaseLost unless `lease` is the newest, and keeps it so until the transaction ends."""
     row = connection.execute(select(leases.c.epoch).where(leases.c.name == lease.name).with_for_update()).scalar_one()
     if row != lease.epoch:
         raise LeaseLost(lease.name, lease.holder)
+
+
+def check(database: StateDatabase, lease: Lease) -> None:
+    """Raises LeaseLost unless `lease` is the newest at this moment."""
+    with database.read() as connection:
+        epoch = connection.execute(select(leases.c.epoch).where(leases.c.name == lease.name)).scalar_one()
+    if epoch != lease.epoch:
+        raise LeaseLost(lease.name, lease.holder)
+
+
+def _now(connection: Connection) -> float:
+    """Seconds since 1970, after whatever the transaction has waited for."""
+    if connection.dialect.name != "postgresql":
+        return time.time()
+    return float(connection.execute(select(cast(extract("epoch", func.clock_timestamp()), Float))).scalar_one())

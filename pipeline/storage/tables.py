@@ -124,6 +124,16 @@ collections = Table(
     Column("last_article", String(800)),  # while building: articles are in up to this id
 )
 
+# How many passages the articles have in a collection that is not in use; of the one in use `articles.passages` says it.
+passage_counts = Table(
+    "passage_counts",
+    metadata,
+    Column("collection", String(200), primary_key=True),
+    Column("article_id", String(800), primary_key=True),
+    Column("revision", Number, nullable=False),
+    Column("passages", Integer, nullable=False),
+)
+
 leases = Table(
     "leases",
     metadata,

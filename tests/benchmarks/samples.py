@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from pipeline import assembly
+from pipeline import parts
 from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
 from pipeline.evaluation.measures import MAIN, measured
@@ -45,7 +45,7 @@ def main() -> None:
     settings = Settings.model_construct()  # the defaults, whatever the environment says
     analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
     queries = gate(shipped_queries())
-    values = ndcg(shipped_articles(), queries, analyser, assembly.encoder_of(settings, analyser))
+    values = ndcg(shipped_articles(), queries, analyser, parts.encoder_of(settings, analyser))
     print(f"| queries | | {' | '.join(MODES)} |\n|---|---|{'---|' * len(MODES)}")
     for name, kinds in (
         ("all", (*WORDED, *REWORDED)),
@@ -74,15 +74,15 @@ def ndcg(articles: Iterable[Article], queries: Iterable[Query], analyser: Analys
     """nDCG@10 of each query in each of `MODES`, with the default settings."""
     queries = list(queries)
     settings = Settings.model_construct()
-    engine = ResidentEngine(encoder.dim, assembly.lexical_parameters(settings))
-    made = assembly.passages_of(settings, analyser, encoder).of(list(enumerate(articles, start=1)))
-    parts: list[AnalysedPassage] = [part for passages in made for part in passages]
-    engine.add([part.passage for part in parts], encode(encoder, parts))
+    engine = ResidentEngine(encoder.dim, parts.lexical_parameters(settings))
+    made = parts.passages_of(settings, analyser, encoder).of(list(enumerate(articles, start=1)))
+    analysed: list[AnalysedPassage] = [one for passages in made for one in passages]
+    engine.add([one.passage for one in analysed], encode(encoder, analysed))
     searcher = Searcher(
         analyser=analyser,
         encoder=encoder,
         engine=lambda: (engine, _ALL_WELL),
-        fusion=assembly.fusion_parameters(settings, assembly.running_manifest(settings, analyser, encoder)),
+        fusion=parts.fusion_parameters(settings, parts.running_manifest(settings, analyser, encoder)),
     )
     return {
         "hybrid": _values(searcher, "hybrid", queries),

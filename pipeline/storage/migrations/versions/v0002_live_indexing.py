@@ -14,7 +14,7 @@ _NUMBERS = {
     "changes": (("position", False), ("revision", True), ("seq", False)),
     "inbox": (("seq", False),),
 }
-_NEW_TABLES = ("readers", "jobs", "source_articles", "sources", "pruned")
+_NEW_TABLES = ("passage_counts", "readers", "jobs", "source_articles", "sources", "pruned")
 
 
 def upgrade() -> None:
@@ -32,6 +32,14 @@ def upgrade() -> None:
     op.add_column("collections", sa.Column("position", Number, nullable=True))
     op.add_column("collections", sa.Column("last_article", sa.String(length=800), nullable=True))
     op.execute("UPDATE collections SET state = 'dropped' WHERE NOT active")
+    op.create_table(
+        "passage_counts",
+        sa.Column("collection", sa.String(length=200), nullable=False),
+        sa.Column("article_id", sa.String(length=800), nullable=False),
+        sa.Column("revision", Number, nullable=False),
+        sa.Column("passages", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("collection", "article_id"),
+    )
     _create_bookkeeping()
     _create_sources()
 

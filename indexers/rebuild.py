@@ -1,0 +1,271 @@
+"""Blue and green: a new collection from the stored articles while writes and searches go on, checked, then put in use.
+
+The rows of the new collection are written beside the one in use and catch up with the change log; every process that answers
+loads it; it must give the golden queries much the same answers; then the worker is held up for a moment, the rest of the
+log is written, and one transaction puts it in use. The old one is kept, and a rollback is the same in the other direction.
+A rebuild that was broken off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from indexers.golden import Overlap, compared, overlap_table
+from indexers.worker import LEASE
+from pipeline.assembly import Assembly
+from pipeline.connected import Connected
+from pipeline.documents import Change
+from pipeline.errors import LogPruned, NotReady, YeoulError
+from pipeline.ingest import KnownVectors, known_vectors
+from pipeline.storage import leases, manifests, readers
+from pipeline.storage.manifests import KnownCollection, Recipe
+
+_TOGETHER = 16  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
+_LOG_ENTRIES = 500
+_HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
+_BEHIND = 50  # changes; with fewer to write the worker is held up
+_LOOK_SECONDS = 0.2
+_SEEN_SECONDS = 60.0  # for this process to change over after the switch: loading is over by then
+_LEASE_SECONDS = 30.0
+
+_at_work = threading.Lock()  # one rebuild a process
+
+
+class RebuildRefused(YeoulError):
+    """A check before the switch found what a person should see; the collection in use stays in use."""
+
+    code = "rebuild_refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What must hold before the switch. `min_overlap`: share of the ten best articles that old and new have in common, on
+    average over the golden queries; `wait_seconds`: how long processes that answer are waited for."""
+
+    queries: Sequence[str] = ()
+    min_overlap: float = 0.5
+    wait_seconds: float = 300.0
+
+
+Tell = Callable[[str], None]
+
+
+class Rebuild:
+    """Carries one collection to where it can be put in use. `serves`: somebody else calls `assembly.catch_up`."""
+
+    def __init__(self, assembly: Assembly, *, serves: bool, tell: Tell, stopped: Callable[[], bool]) -> None:
+        self._assembly = assembly
+        self._store = assembly.store
+        self._database = assembly.database
+        self._serves = serves
+        self._tell = tell
+        self._stopped = stopped
+        self._holder = f"rebuild:{time.time_ns()}"
+
+    def to_recipe(self, recipe: Recipe, conditions: Conditions) -> None:
+        """Builds the index anew as `recipe` says and puts it in use. Raises RebuildRefused and what the stores raise."""
+        with self._alone():
+            self._carry(self._begun(recipe), conditions)
+
+    def back(self, conditions: Conditions) -> None:
+        """Puts the collection in use that was before, with all changes since. Raises RebuildRefused where none is kept."""
+        with self._alone():
+            begun = [k for k in manifests.known(self._database, "building", "ready") if k.last_article is None]
+            kept = next(iter([*begun, *manifests.known(self._database, "kept")]), None)
+            if kept is None:
+                raise RebuildRefused("no collection is kept that could be used again", "yeoul rebuild makes a new one")
+            self._tell(f"back to {kept.name}, complete up to line {kept.position:,} of the change log")
+            try:
+                self._carry(kept, conditions)
+            except BaseException:
+                manifests.set_state(self._database, kept.name, "kept")
+                raise
+
+    def prune(self) -> list[str]:
+        """Drops the collections that were kept and those that were given up; gives their names."""
+        names = []
+        for known in manifests.known(self._database, "kept", "building", "ready"):
+            self._drop(known)
+            names.append(known.name)
+        return names
+
+    # ---- the way of one collection
+
+    def _carry(self, known: KnownCollection, conditions: Conditions) -> None:
+        target = self._assembly.opened(known, create=known.last_article == "")
+        try:
+            self._fill(target, known)
+            self._follow(target)
+            self._check(target.name, conditions)
+            self._switch(target)
+        except BaseException:
+            manifests.set_state(self._database, known.name, "building")  # nobody need have it in memory any longer
+            raise
+        finally:
+            target.close()
+        if not self._serves:
+            self._until(lambda: self._assembly.connected.name == known.name, _SEEN_SECONDS, "the switch was not seen")
+        self._tell(f"{known.name} is in use; the one before is kept: yeoul rollback, or yeoul rebuild --prune")
+
+    def _begun(self, recipe: Recipe) -> KnownCollection:
+        """The rebuild for `recipe` that was broken off, or a new one; those for other recipes are given up."""
+        parts = self._assembly.parts.following(recipe)
+        for known in manifests.known(self._database, "building", "ready"):
+            if known.manifest.identity() == parts.manifest.identity() and known.recipe == recipe:
+                self._tell(f"going on with {known.name}")
+                return known
+            self._drop(known)
+        prefix = self._assembly.settings.milvus.collection
+        name = manifests.fresh_name(self._database, prefix)
+        return manifests.begin(self._database, name, parts.manifest, recipe)
+
+    def _fill(self, target: Connected, known: KnownCollection) -> None:
+        """Writes every visible article, in order of id, from where an earlier rebuild stopped."""
+        last, done, encoded = known.last_article, 0, 0
+        total = len(self._store.visible()[2]) if last is not None else 0
+        while last is not None and (some := self._store.shown(after=last, limit=_TOGETHER)):
+            self._check_stop()
+            counts, fresh = self._put(target, some)
+            last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
+            manifests.advance(self._database, target.name, counts, last_article=last)
+            if done % (20 * _TOGETHER) < _TOGETHER:
+                self._tell(f"{done:,} of {total:,} articles")
+        if last is not None:
+            self._tell(f"{done:,} articles written, {encoded:,} passages encoded")
+        self._replay(target)
+        target.ingest.flush()
+        manifests.advance(self._database, target.name, {}, filled=True)
+
+    def _follow(self, target: Connected) -> None:
+        """Writes what changes, until every process that answers has loaded the collection."""
+        while self._replay(target) >= _BEHIND:
+            self._check_stop()
+
+    def _replay(self, target: Connected) -> int:
+        """Writes what the log says since the collection's place in it; gives the number of articles."""
+        place = manifests.bound(self._database, target.name)
+        written = 0
+        while place is not None:
+            try:
+                entries, _ = self._store.log_since(place, _LOG_ENTRIES)
+            except LogPruned as error:
+                raise RebuildRefused(
+                    f"{target.name} was last in use before the change log begins ({error.message})",
+                    "yeoul rebuild makes a new one",
+                ) from error
+            if not entries:
+                break
+            changed = self._store.shown_of(sorted({entry.article_id for entry in entries}))
+            for start in range(0, len(changed), _TOGETHER):
+                counts, _ = self._put(target, changed[start : start + _TOGETHER])
+                manifests.advance(self._database, target.name, counts)
+            place, written = entries[-1].position, written + len(changed)
+            manifests.advance(self._database, target.name, {}, position=place)
+        return written
+
+    def _put(self, target: Connected, shown: Sequence[Change]) -> tuple[dict[str, tuple[int, int]], int]:
+        """Writes these articles: id → (revision, passages), and how many passages were encoded."""
+        analysed = target.ingest.analyse(shown)
+        _, encoded = target.ingest.put(analysed, self._known_vectors(target, shown))
+        counts = {c.article_id: (c.seq, len(made)) for c, made in zip(shown, analysed, strict=True)}
+        return counts, encoded
+
+    def _known_vectors(self, target: Connected, shown: Sequence[Change]) -> KnownVectors:
+        """Of the collection in use, where the same encoder made them."""
+        in_use = self._assembly.connected
+        if in_use.manifest.encoder != target.manifest.encoder or in_use.name == target.name:
+            return {}
+        counts = self._store.visible_passages([change.article_id for change in shown])
+        return known_vectors(in_use.collection, counts)
+
+    def _check(self, name: str, conditions: Conditions) -> None:
+        """Waits until every process that answers has loaded the collection, and compares answers."""
+        self._until(
+            lambda: self._assembly.coming(name) is not None, conditions.wait_seconds, f"{name} is not loaded here"
+        )
+        self._until(
+            lambda: all(reader.collection == name for reader in readers.alive(self._database)),
+            conditions.wait_seconds,
+            f"not every process that answers has loaded {name}",
+        )
+        coming = self._assembly.coming(name)
+        assert coming is not None
+        queries = conditions.queries or self._titles()
+        overlaps = compared(self._assembly.connected.searcher, coming.searcher, queries)
+        for line in overlap_table(overlaps):
+            self._tell(line)
+        mean = Overlap.mean(overlaps)
+        if overlaps and mean < conditions.min_overlap:
+            raise RebuildRefused(
+                f"old and new have {mean:.2f} of their ten best articles in common, {conditions.min_overlap:.2f} are asked for",
+                "look at the queries above; yeoul rebuild --min-overlap 0 puts it in use all the same",
+            )
+
+    def _titles(self) -> list[str]:
+        """Titles of articles, evenly drawn: golden queries where nobody has given any."""
+        ids = sorted(self._store.visible()[2])
+        drawn = ids[:: max(1, len(ids) // 50)][:50]
+        return [
+            c.article.title for c in self._store.shown_of(drawn) if c.article is not None and c.article.title.strip()
+        ]
+
+    def _switch(self, target: Connected) -> None:
+        """Holds the worker up, writes the last changes, and puts the collection in use."""
+        self._replay(target)
+        lease = leases.acquire(self._database, LEASE, self._holder, _HOLD_SECONDS, alone=True)
+        assert lease is not None  # it is taken over from whoever has it
+        try:
+            self._replay(target)
+            position = manifests.switch(self._database, target.name, lease)
+        finally:
+            leases.release(self._database, lease)
+        target.collection.switch_alias(self._assembly.settings.milvus.collection)
+        self._tell(f"put in use at line {position:,} of the change log")
+
+    # ---- around it
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the lease of rebuilds. Raises RebuildRefused where another one is at work."""
+        embedded = self._assembly.lock is not None  # no other process can be at it
+        if not _at_work.acquire(blocking=False):
+            raise RebuildRefused("another rebuild is at work", "wait for its end")
+        try:
+            lease = leases.acquire(self._database, "rebuild", self._holder, _LEASE_SECONDS, alone=embedded)
+            if lease is None:
+                raise RebuildRefused("another rebuild is at work", "wait for its end")
+            with leases.kept(self._database, lease, _LEASE_SECONDS):
+                yield
+        finally:
+            _at_work.release()
+
+    def _drop(self, known: KnownCollection) -> None:
+        manifests.set_state(self._database, known.name, "dropped")
+        try:
+            target = self._assembly.opened(known)
+        except NotReady:
+            return  # it was never made
+        try:
+            target.collection.drop()
+        finally:
+            target.close()
+
+    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            self._check_stop()
+            if time.monotonic() > end:
+                raise RebuildRefused(
+                    f"{what} after {seconds:g} s", "see the logs of the processes that answer; try again"
+                )
+            if not self._serves:
+                self._assembly.catch_up()
+            time.sleep(_LOOK_SECONDS)
+
+    def _check_stop(self) -> None:
+        if self._stopped():
+            raise RebuildRefused("stopped", "yeoul rebuild goes on where it was")

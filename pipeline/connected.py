@@ -1,0 +1,151 @@
+"""The parts that stand on one open collection: what writes into it, the engine that follows it, the searcher that asks it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from pipeline.errors import Unavailable
+from pipeline.follower import Follower
+from pipeline.index import snapshot
+from pipeline.index.collection import Collection
+from pipeline.index.engine import Engine
+from pipeline.index.milvus_engine import MilvusEngine, StandIn
+from pipeline.index.resident import ResidentEngine
+from pipeline.index.snapshot import Place
+from pipeline.ingest import Ingest
+from pipeline.parts import Parts, device_of, fusion_parameters, lexical_parameters
+from pipeline.retrieval.searcher import Searcher
+from pipeline.storage import manifests
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.manifests import KnownCollection
+from pipeline.storage.rows import LogEntry
+
+log = logging.getLogger(__name__)
+
+_SNAPSHOT = "resident.safetensors"
+_SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
+
+OnApplied = Callable[[LogEntry, datetime], None]
+
+
+def _ignored(_entry: LogEntry, _now: datetime) -> None:
+    pass
+
+
+class Connected:
+    """The parts around `collection`, which `known` describes. Close it when nobody asks it any more."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        store: ArticleStore,
+        collection: Collection,
+        known: KnownCollection,
+        *,
+        on_applied: OnApplied = _ignored,
+    ) -> None:
+        settings = parts.settings
+        parameters = lexical_parameters(settings)
+        self.parts = parts
+        self.collection = collection
+        self.manifest = known.manifest
+        self._store = store
+        self._snapshot = settings.data_dir / _SNAPSHOT
+        self._identity = f"{known.name} {known.created_at.isoformat()}"
+        self._saved_position: int | None = None  # in the change log; None: there is no snapshot that fits
+        self.ingest = Ingest(
+            passages=parts.passages,
+            encoder=parts.encoder,
+            collection=collection,
+            store=store,
+            grace_seconds=settings.indexers.grace_seconds,
+        )
+        self._name = settings.engine
+        self._engine: MilvusEngine | ResidentEngine
+        if settings.engine == "resident":
+            self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
+        else:
+            self._engine = MilvusEngine(collection, parameters)
+        self._stand_in = StandIn(self._engine, collection, store.visible_passages)
+        self.shadow = ResidentEngine(collection.dim, parameters)  # the canary alone
+        self.follower = Follower(
+            store,
+            collection,
+            self._engine,
+            shadow=self.shadow,
+            bound=lambda: manifests.bound(store.database, collection.name),
+            on_applied=on_applied,
+        )
+        self.searcher = Searcher(
+            analyser=parts.analyser,
+            encoder=parts.encoder,
+            engine=self.engine,
+            fusion=fusion_parameters(settings, known.manifest),
+            seq=lambda: self.follower.seq,
+        )
+
+    @property
+    def name(self) -> str:
+        """The collection's."""
+        return self.collection.name
+
+    def engine(self) -> tuple[Engine, Mapping[str, str]]:
+        """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
+        if self.follower.loaded:
+            return self._engine, {}
+        return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}
+
+    def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
+        """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
+        if not self._resume():
+            self.follower.load(on_progress)
+            self.save()
+
+    def keep_up(self) -> None:
+        """For a writer that serves nothing: its own writes go into the engine, and at its end into the snapshot, so that
+        the next process starts fast. Does nothing where a whole load would be needed first."""
+        if not isinstance(self._engine, ResidentEngine):
+            return
+        position, seq, visible = self._store.visible()
+        if self._resume() or not visible:
+            if not self.follower.loaded:
+                self.follower.resume(position, seq)
+            self.told_by_ingest()
+
+    def told_by_ingest(self) -> None:
+        """From now on what this process writes goes straight into its loaded engine."""
+        self.ingest.observer = self.follower.tell
+
+    def save(self) -> None:
+        """Writes the resident engine to disk for the next start, where enough has changed since the last time."""
+        engine, follower = self._engine, self.follower
+        if not isinstance(engine, ResidentEngine) or not follower.loaded or not follower.whole:
+            return
+        try:
+            follower.catch_up()
+            enough = max(1, engine.count // _SAVE_SHARE) if self._saved_position is not None else 0
+            if engine.count and follower.position - (self._saved_position or 0) >= enough:
+                mark = self._store.log_mark(follower.position)
+                snapshot.save(engine, self._snapshot, Place(self._identity, follower.position, mark, follower.seq))
+                self._saved_position = follower.position
+        except (OSError, Unavailable) as error:
+            log.warning("no snapshot for a faster start: %s", error)
+
+    def close(self) -> None:
+        self.collection.close()
+
+    def _resume(self) -> bool:
+        if not isinstance(self._engine, ResidentEngine):
+            return False
+        place = snapshot.restore(self._engine, self._snapshot, self._fits)
+        if place is None:
+            return False
+        self._saved_position = place.position
+        self.follower.resume(place.position, place.seq)
+        return True
+
+    def _fits(self, place: Place) -> bool:
+        """Whether a snapshot is of this collection and of a moment in this change log."""
+        return place.collection == self._identity and place.mark == self._store.log_mark(place.position)
