@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,14 +22,14 @@ import orjson
 import typer
 
 from pipeline import settings as configuration
-from pipeline.errors import FolderInUse, NotReady, YeoulError
+from pipeline.errors import FolderInUse, NotReady, Unavailable, UnreadableSource, YeoulError
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from indexers.worker import Totals
     from pipeline.assembly import Assembly
+    from pipeline.control import Reply
     from pipeline.korean.morphemes import Analyser
-    from pipeline.retrieval.query import SearchRequest
     from pipeline.storage.articles import ArticleStore
 
 app = typer.Typer(
@@ -39,8 +40,8 @@ app = typer.Typer(
 )
 
 _LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
-_SERVER_SECONDS = 30.0  # for an answer of a running `yeoul serve`
 _FOLDER_SECONDS = 10.0  # a search waits so long for another command to end or for a server to come up
+_STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 _BULK_GC = (1_000_000, 20, 100)  # a bulk load makes millions of tuples and hardly a cycle: by default 8% of its time
 _MODES = ("hybrid", "dense", "lexical")
 
@@ -119,9 +120,12 @@ def search(
         raise typer.BadParameter(f"should be one of {', '.join(_MODES)}, is {mode!r}", param_hint="--mode")
     # What a shell passes as bytes that are no UTF-8 comes with lone surrogates.
     text = query.encode("utf-8", "replace").decode("utf-8")
-    settings = configuration.load()
-    parameters = {"limit": limit, "mode": mode, "category": category, "explain": explain or not as_json}
-    answer = _answer(settings, text, parameters)
+    from pipeline.index.filters import Filter
+    from pipeline.retrieval.query import SearchRequest
+
+    SearchRequest.checked(text, limit=limit, mode=mode, filter_=Filter(category=category))  # before anything is started
+    asked = {"query": text, "limit": limit, "mode": mode, "category": category, "explain": explain or not as_json}
+    answer = _operated("search", asked).answer
     if as_json:
         sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
     else:
@@ -138,17 +142,14 @@ def serve(
 
     from api.app import create_app
     from pipeline.assembly import Assembly
-    from pipeline.folder import Holder
 
     settings = configuration.load()
     host, port = host or settings.api.host, port or settings.api.port
     assembly = Assembly.open(settings, command="yeoul serve", progress=True)
-    if assembly.lock is not None:
-        assembly.lock.announce(Holder.this("yeoul serve", f"http://{host}:{port}"))
-    worker = _EmbeddedWorker(assembly)
-    application = create_app(settings, assembly=assembly, wake=worker.wake)
-    worker.on_commit = application.state.service.notify
-    worker.start()
+    embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
+    application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
+    if embedded is not None:
+        embedded.start(on_commit=application.state.service.notify)
     try:
         uvicorn.run(
             application,
@@ -160,7 +161,8 @@ def serve(
             proxy_headers=False,  # who may write without a key is decided by the real peer
         )
     finally:
-        worker.stop()
+        if embedded is not None:
+            embedded.stop()
         assembly.close()
 
 
@@ -221,47 +223,211 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-class _EmbeddedWorker:
-    """The worker as a thread of the serving process, started when the collection is open."""
+@app.command()
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what does not agree.")] = False,
+) -> None:
+    """Check that registry, collection, change log and resident index agree."""
+    _operated("verify", {"repair": repair})
 
-    def __init__(self, assembly: Assembly) -> None:
-        self._assembly = assembly
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        self._wake: Callable[[], None] = lambda: None
-        self.on_commit: Callable[[], None] = lambda: None
 
-    def start(self) -> None:
-        self._thread.start()
+@app.command()
+def rebuild(
+    encoder: Annotated[str | None, typer.Option(help="Encode with this one from now on (encoder.model).")] = None,
+    golden: Annotated[Path | None, typer.Option(help="Queries to compare old and new by, one a line.")] = None,
+    min_overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Of their ten best articles, so many the same.")
+    ] = 0.5,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Only drop the collections that are kept for a rollback.")
+    ] = False,
+) -> None:
+    """Build the index anew (encoder, dictionary, chunking as the settings say) while it goes on answering."""
+    from pipeline.parts import recipe_of, settings_with
+
+    overrides: dict[str, Any] = {"encoder": {"model": encoder}} if encoder is not None else {}
+    settings = configuration.load(**overrides)
+    recipe = recipe_of(settings_with(settings, _recipe_in_use(settings), unless_given=True))
+    queries = _lines_of(golden) if golden is not None else []
+    asked = {"recipe": recipe, "queries": queries, "min_overlap": min_overlap, "prune": prune}
+    _operated("rebuild", asked, as_built=True)
+
+
+@app.command()
+def rollback(
+    golden: Annotated[Path | None, typer.Option(help="Queries to compare both by, one a line.")] = None,
+    min_overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Of their ten best articles, so many the same.")
+    ] = 0.0,
+) -> None:
+    """Put the index in use that was before the last rebuild, with every change since."""
+    queries = _lines_of(golden) if golden is not None else []
+    _operated("rollback", {"queries": queries, "min_overlap": min_overlap}, as_built=True)
+
+
+articles_app = typer.Typer(no_args_is_help=True, help="Articles that could not be indexed.")
+app.add_typer(articles_app, name="articles")
+
+
+@articles_app.command("failed")
+def articles_failed(limit: Annotated[int, typer.Option(min=1, help="So many.")] = 100) -> None:
+    """List the articles whose newest change could not be indexed, with the error."""
+    with _store() as store:
+        for failed in store.failed(limit):
+            print(f"{failed.article_id}\t{failed.seq}\t{failed.accepted_at.isoformat()}\t{failed.error}")
+        print(f"{store.counts().get('failed', 0):,} failed")
+
+
+@articles_app.command("retry")
+def articles_retry(
+    ids: Annotated[list[str] | None, typer.Argument(help="Article ids; none: all of them.")] = None,
+) -> None:
+    """Put failed articles into the inbox again."""
+    with _store() as store:
+        queued = store.retry(ids or None)
+    for accepted in queued:
+        print(f"{accepted.article_id}\t{accepted.seq}\tqueued")
+    missing = sorted(set(ids or ()) - {accepted.article_id for accepted in queued})
+    if missing:
+        _fail(f"not failed, or not known: {', '.join(missing)}. yeoul articles failed lists those that are")
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is: it stands in the audit log.")],
+    scope: Annotated[list[str] | None, typer.Option(help="read, write or admin; may be given again.")] = None,
+) -> None:
+    """Make a key for the API: shown once, kept nowhere; its hash goes into the settings."""
+    from api.security import new_key
+
+    secret, entry = new_key(name, tuple(scope or ("write",)))  # type: ignore[arg-type]  # checked there
+    print(f"key (send it as 'Authorization: Bearer KEY', it is not shown again):\n{secret}")
+    print(f"for api.keys in yeoul.toml, or the list in YEOUL_API__KEYS:\n{orjson.dumps(entry).decode()}")
+
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("freshness")
+def bench_freshness(
+    full: Annotated[bool, typer.Option("--full", help="20,000 passages and 120 s instead of 2,000 and 20 s.")] = False,
+    with_rebuild: Annotated[bool, typer.Option("--rebuild", help="And once more while the index is rebuilt.")] = False,
+    servers: Annotated[int, typer.Option(min=1, help="API processes, with a Milvus server.")] = 2,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="On database_url and milvus.uri of the settings, which should be empty.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Publish to searchable and delete to gone, under 20 pushes and 20 searches a second, in a deployment of its own."""
+    import subprocess
+    import tempfile
+
+    from indexers.benchmarks.deployment import deployed
+    from indexers.benchmarks.freshness import measured
+
+    settings = configuration.load()
+    stores: dict[str, Any] = {}
+    if pair:
+        if settings.milvus_is_lite or not settings.database_url:
+            _fail("--pair needs database_url and milvus.uri: a PostgreSQL and a Milvus server with nothing in them")
+        stores = {
+            "database_url": settings.database_url,
+            "milvus_uri": settings.milvus_uri,
+            "milvus_token": settings.milvus.token,
+            "servers": servers,
+        }
+    with tempfile.TemporaryDirectory(prefix="yeoul-bench-") as folder, deployed(Path(folder), **stores) as deployment:
+
+        def rebuilt() -> None:
+            command = [sys.executable, "-m", "yeoul", "rebuild"]
+            done = subprocess.run(
+                command, cwd=folder, env=dict(deployment.environment), capture_output=True, check=False
+            )
+            if done.returncode:
+                _fail(f"the rebuild failed: {done.stderr.decode().strip()}")
+
+        figures = measured(
+            deployment,
+            passages=20_000 if full else 2_000,
+            seconds=120 if full else 20,
+            rebuild=rebuilt if with_rebuild else None,
+        )
+    print(figures.table())
+    for line in figures.wrong[:10]:
+        _tell(line)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps(asdict(figures), option=orjson.OPT_INDENT_2))
+    if figures.wrong:
+        raise SystemExit(1)
+
+
+indexers_app = typer.Typer(no_args_is_help=True, help="The worker and the scheduler as a process of their own.")
+app.add_typer(indexers_app, name="indexers")
+
+
+@indexers_app.command("run")
+def indexers_run() -> None:
+    """Drain the inbox and run the sources, until SIGTERM or Ctrl-C; for a Milvus server."""
+    from indexers.service import IndexerService
+
+    from pipeline.assembly import Assembly
+
+    settings = configuration.load()
+    if settings.milvus_is_lite:
+        _fail(
+            f"Milvus Lite ({settings.milvus_uri}) belongs to one process, which is yeoul serve: it indexes by itself. "
+            "Set milvus.uri to a Milvus server to index in a process of its own"
+        )
+    assembly = Assembly.open(settings, command="yeoul indexers run", progress=sys.stderr.isatty())
+    service = IndexerService(assembly)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    try:
+        _until_connected(assembly, stop)
+        service.start()
+        stop.wait()
+    finally:
+        service.stop()
+        assembly.close()
+
+
+class _Embedded:
+    """What the process that holds Milvus Lite does beside serving: it indexes, schedules, and works for other commands."""
+
+    def __init__(self, assembly: Assembly, url: str) -> None:
+        from indexers.service import IndexerService
+
+        from indexers.operations import of_server
+        from pipeline.control import ControlServer
+        from pipeline.folder import Holder
+
+        assert assembly.lock is not None
+        assembly.lock.announce(Holder.this("yeoul serve", url))
+        self._control = ControlServer(assembly.settings.data_dir, of_server(assembly))
+        self._indexers = IndexerService(assembly, on_commit=self._committed)
+        self._on_commit: Callable[[], None] = _nothing
+
+    def start(self, on_commit: Callable[[], None]) -> None:
+        self._on_commit = on_commit
+        self._indexers.start()
+        self._control.start()
 
     def wake(self) -> None:
-        self._wake()
+        self._indexers.wake()
 
     def stop(self) -> None:
         """Ends after the batch under way."""
-        self._stop.set()
-        self._wake()
-        self._thread.join()
+        self._control.close()
+        self._indexers.stop()
 
-    def _run(self) -> None:
-        from indexers.worker import Worker
+    def _committed(self) -> None:
+        self._on_commit()
 
-        ingest = None
-        while ingest is None and not self._stop.wait(0.0 if ingest else _LOOK_SECONDS):
-            try:
-                ingest = self._assembly.connected.ingest
-            except NotReady:
-                continue
-        if ingest is not None:
-            worker = Worker(
-                self._assembly.store,
-                lambda: ingest,
-                alone=self._assembly.lock is not None,
-                poll_seconds=self._assembly.settings.indexers.poll_seconds,
-                on_commit=lambda: self.on_commit(),  # noqa: PLW0108 - set after the start
-            )
-            self._wake = worker.wake
-            worker.run(self._stop)
+
+def _nothing() -> None:
+    pass
 
 
 def _drained(
@@ -306,6 +472,52 @@ def _drained(
         assembly.close()
 
 
+def _until_connected(assembly: Assembly, stop: threading.Event) -> None:
+    """Opens the collection, trying again while the store is away."""
+    while not stop.is_set():
+        try:
+            assembly.connect()
+        except Unavailable as error:
+            logging.getLogger(__name__).warning("waiting for the store: %s", error)
+            stop.wait(_STORE_SECONDS)
+        else:
+            return
+
+
+@contextmanager
+def _store() -> Iterator[ArticleStore]:
+    """The state database's articles: open to several processes at once."""
+    from pipeline.storage.articles import ArticleStore
+    from pipeline.storage.database import StateDatabase
+
+    database = StateDatabase.open(configuration.load().state_url)
+    try:
+        yield ArticleStore(database)
+    finally:
+        database.close()
+
+
+def _recipe_in_use(settings: Settings) -> Mapping[str, Any]:
+    from pipeline.storage import manifests
+    from pipeline.storage.database import StateDatabase
+
+    database = StateDatabase.open(settings.state_url)
+    try:
+        in_use = manifests.active(database)
+    finally:
+        database.close()
+    if in_use is None:
+        _fail("there is no index yet: yeoul index PATH makes the first one")
+    return in_use.recipe
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableSource(f"{path} cannot be read: {error}", "give a text file with a query a line") from error
+
+
 def _folder_is_free(settings: Settings) -> bool:
     """Whether this process would index itself: beside a server on the same folder it would start Kiwi for nothing."""
     from pipeline.folder import FolderLock
@@ -334,70 +546,64 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(settings: Settings, text: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """From the index or, where another process holds the folder, from its server, or here when that process has ended."""
-    from pipeline.folder import FolderLock, holder_of
-    from pipeline.index.filters import Filter
-    from pipeline.retrieval.query import SearchRequest
+def _operated(command: str, arguments: dict[str, Any], *, as_built: bool = False, **overrides: Any) -> Reply:
+    """Runs the operation here or, where another process holds the folder, there; ends this process where it failed."""
+    from pipeline.control import Reply, ask
+    from pipeline.folder import FolderLock
 
-    request = SearchRequest.checked(
-        text,
-        limit=parameters["limit"],
-        mode=parameters["mode"],
-        filter_=Filter(category=parameters["category"]),
-    )
+    settings = configuration.load(**overrides)
     deadline = time.monotonic() + _FOLDER_SECONDS
     while True:
         try:
-            if settings.milvus_is_lite:  # looked at before the imports of `_searched`, which take seconds
-                FolderLock.take(settings.data_dir, "yeoul search").release()
-            return _searched(settings, request, text, explain=parameters["explain"])
+            if settings.milvus_is_lite:  # looked at before the imports of `_here`, which take seconds
+                FolderLock.take(settings.data_dir, f"yeoul {command}").release()
+            code, answer = _here(settings, command, arguments, as_built=as_built)
+            reply: Reply | None = Reply(code, answer)
         except FolderInUse:
-            holder = holder_of(settings.data_dir)
-            answer = (
-                _asked_server(settings, holder.url, text, parameters) if holder is not None and holder.url else None
-            )
-            if answer is not None:
-                return answer
-            if time.monotonic() > deadline:
+            reply = _asked(settings, command, arguments, ask, deadline)
+            if reply is None and time.monotonic() > deadline:
                 raise
+        if reply is not None:
+            if reply.code:
+                raise SystemExit(reply.code)
+            return reply
         time.sleep(_LOOK_SECONDS)
 
 
-def _searched(settings: Settings, request: SearchRequest, query: str, *, explain: bool) -> dict[str, Any]:
-    from pipeline.assembly import Assembly
-    from pipeline.retrieval.unified import unified
-
-    assembly = Assembly.open(settings, command="yeoul search", progress=sys.stderr.isatty())
+def _asked(
+    settings: Settings, command: str, arguments: dict[str, Any], ask: Callable[..., Reply | None], deadline: float
+) -> Reply | None:
+    """The reply of the process that serves; None where there is none, or where it is only just starting."""
     try:
-        connected = assembly.connect()
-        connected.load()
-        return unified(connected.searcher.search(request), query=query, explain=explain)
+        return ask(settings.data_dir, command, arguments, tell=print, warn=_tell)
+    except YeoulError as error:
+        if error.code == NotReady.code and time.monotonic() < deadline:
+            return None
+        raise
+
+
+def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_built: bool) -> tuple[int, Any]:
+    from indexers.operations import OPERATIONS
+    from pipeline.assembly import Assembly
+    from pipeline.control import Call
+
+    answers: list[Any] = []
+
+    def said(line: Mapping[str, Any]) -> None:
+        if "answer" in line:
+            answers.append(line["answer"])
+        elif "out" in line:
+            print(line["out"])
+        else:
+            _tell(line["err"])
+
+    assembly = Assembly.open(settings, command=f"yeoul {command}", as_built=as_built, progress=sys.stderr.isatty())
+    try:
+        assembly.connect().load()
+        code = OPERATIONS[command](assembly, arguments, Call(said))
+        return code, answers[-1] if answers else None
     finally:
         assembly.close()
-
-
-def _asked_server(settings: Settings, url: str, text: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """The answer of the `yeoul serve` at `url`; None where nobody listens there."""
-    from urllib.error import HTTPError, URLError
-    from urllib.parse import urlencode
-    from urllib.request import ProxyHandler, Request, build_opener
-
-    given = {"q": text, **{name: value for name, value in parameters.items() if value is not None}}
-    given["explain"] = "true" if parameters["explain"] else "false"
-    request = Request(f"{url}/v1/search?{urlencode(given)}")
-    for key in settings.api.keys[:1]:
-        request.add_header("Authorization", f"Bearer {key.key}")
-    try:
-        # No proxy of the environment: the server is on this machine.
-        with build_opener(ProxyHandler({})).open(request, timeout=_SERVER_SECONDS) as response:
-            answer: dict[str, Any] = orjson.loads(response.read())
-            return answer
-    except HTTPError as refused:
-        told = orjson.loads(refused.read())["error"]
-        raise YeoulError(told["message"], told["hint"]) from refused
-    except (URLError, TimeoutError, ConnectionError):
-        return None
 
 
 def _print_answer(answer: dict[str, Any], *, explain: bool) -> None:

@@ -14,7 +14,7 @@ from api import errors
 from api.audit import Auditing, AuditLog
 from api.errors import Unexpected
 from api.limits import Limits, QueueGauge, WriteRate
-from api.routes import articles, console, embeddings, health, search
+from api.routes import admin, articles, console, embeddings, health, operations, search
 from api.security import Access, SecurityHeaders
 from api.service import Service
 from api.telemetry import Telemetry
@@ -67,8 +67,8 @@ def create_app(
         QueueGauge(lambda: service.store.queue_length(), settings.indexers.queue_limit),  # noqa: PLW0108 - not open yet
     )
     errors.install(app)
-    for router in (search.router, articles.router, embeddings.router, health.router, console.router):
-        app.include_router(router)
+    for routes in (search, articles, embeddings, admin, health, console, operations):
+        app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_middleware(Unexpected)  # the last one added is the outermost
     app.add_middleware(Auditing, log=audit)

@@ -16,6 +16,7 @@ from pipeline.documents import MAX_BODY_BYTES, MAX_FIELD_CHARS, MAX_ID_CHARS, MA
 Status = Literal["queued", "indexed", "failed", "deleted"]
 Filtering = Annotated[str, Field(max_length=MAX_FIELD_CHARS)]
 MAX_SEQ = 2**63 - 1  # the largest number a database column of 64 bits holds
+MAX_RETRIED = 1_000  # ids of one call: they stand in one statement
 MAX_TEXTS = 2_048  # of one call for embeddings, as OpenAI has it
 MAX_TEXT_CHARS = 400_000  # of all texts together: about two seconds of Kiwi
 
@@ -207,6 +208,78 @@ class ReadyAnswer(_Shape):
     seq: int
     freshness: FreshnessAnswer
     manifest: dict[str, Any]
+
+
+class JobAnswer(_Shape):
+    """A job of the scheduler. What is asked of it is a row in the state database: the scheduler obeys within seconds."""
+
+    name: str
+    paused: bool
+    outcome: Literal["never", "running", "done", "failed"]
+    requested_at: AwareDatetime | None
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    next_at: AwareDatetime | None
+    counts: dict[str, Any]
+    error: str | None
+
+
+class JobsAnswer(_Shape):
+    jobs: list[JobAnswer]
+
+
+class FailedArticle(_Shape):
+    id: str
+    seq: int
+    error: str
+    accepted_at: AwareDatetime
+
+
+class FailedAnswer(_Shape):
+    articles: list[FailedArticle] = Field(description="oldest first")
+    total: int
+
+
+class RetryRequest(_Shape):
+    """Which articles that failed are tried again. One that did not fail is left as it is."""
+
+    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]] | None = Field(
+        None, max_length=MAX_RETRIED, description="missing: all"
+    )
+
+
+class QueuedChange(_Shape):
+    id: str
+    seq: int
+
+
+class RetryAnswer(_Shape):
+    queued: list[QueuedChange]
+
+
+class ReaderAnswer(_Shape):
+    """A process that answers searches."""
+
+    name: str
+    collection: str
+    position: int = Field(description="line of the change log up to which it answers")
+    seen_at: AwareDatetime
+
+
+class CollectionAnswer(_Shape):
+    name: str
+    state: Literal["building", "ready", "active", "kept"]
+    position: int | None = Field(description="line of the change log up to which it is complete; null: always")
+    created_at: AwareDatetime
+
+
+class StateAnswer(_Shape):
+    seq: int = Field(description="all changes accepted up to it are in a final state")
+    queued: int = Field(description="changes that wait to be indexed")
+    articles: dict[str, int] = Field(description="how many articles, by status")
+    freshness: FreshnessAnswer = Field(description="as this process measures it")
+    readers: list[ReaderAnswer]
+    collections: list[CollectionAnswer]
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -58,12 +58,13 @@ class Assembly:
         *,
         command: str,
         analyser: Callable[[], Analyser] | None = None,
+        as_built: bool = False,
         progress: bool = False,
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
-        What the settings leave open and rows depend on is as the collection in use was built. `analyser` gives a Kiwi that
-        was started before, for these settings.
+        What the settings leave open and rows depend on is as the collection in use was built; `as_built`: also what they do
+        not leave open. `analyser` gives a Kiwi that was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
@@ -73,7 +74,8 @@ class Assembly:
                 starting = pool.submit(analyser or (lambda: analyser_of(settings)))
                 database = StateDatabase.open(settings.state_url)
                 in_use = manifests.active(database)
-                chosen = settings_with(settings, in_use.recipe, unless_given=True) if in_use is not None else settings
+                recipe = in_use.recipe if in_use is not None else {}
+                chosen = settings_with(settings, recipe, unless_given=not as_built)
                 started = starting.result() if chosen.user_words == settings.user_words else analyser_of(chosen)
             parts = Parts.open(chosen, lambda: started, progress=progress)
             return cls(chosen, database, parts.analyser, parts.encoder, lock)

@@ -8,7 +8,10 @@
     │   └── UnreadableSource    a file or a data set cannot be read
     ├── TooLarge                the thing is fine, there is too much of it
     ├── ArticleNotFound
+    ├── SourceNotFound
+    ├── JobNotFound
     ├── OlderRevision           a newer version of the article is already accepted
+    ├── SourceChanged           a source was changed or removed while it was read
     ├── LogPruned               the change log does not reach back so far: load anew
     ├── Unavailable             a part is down or not ready: try again
     │   ├── StoreUnavailable    the collection or the state database does not answer
@@ -99,6 +102,22 @@ class ArticleNotFound(YeoulError):
         super().__init__(f"no article has the id {shown(article_id)}", "ids are case-sensitive; was it ever published?")
 
 
+class SourceNotFound(YeoulError):
+    code = "source_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no source has the name {shown(name)}", "yeoul sources list shows them; names are case-sensitive"
+        )
+
+
+class JobNotFound(YeoulError):
+    code = "job_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no job has the name {shown(name)}", "GET /v1/admin/jobs lists them")
+
+
 class OlderRevision(YeoulError):
     code = "older_revision"
 
@@ -106,6 +125,15 @@ class OlderRevision(YeoulError):
         super().__init__(
             f"article {shown(article_id)} was sent with updated_at {given}, but {kept} is already accepted",
             "send a later updated_at, or leave it out to mean 'now'",
+        )
+
+
+class SourceChanged(YeoulError):
+    code = "source_changed"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the source {shown(name)} was changed or removed while it was read", "run it again, as it is now"
         )
 
 

@@ -106,7 +106,6 @@ def test_a_writer_leaves_a_snapshot_that_answers_as_the_collection_does(indexed:
 def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Folder) -> None:
     kept = indexed.snapshot.read_bytes()
     for assembly in opened(indexed):
-        connected = assembly.connect()
         assembly.store.accept_delete("rent")
         Worker(assembly.store, assembly.ingest).drain()
     indexed.snapshot.write_bytes(kept)

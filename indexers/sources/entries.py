@@ -25,7 +25,7 @@ from pipeline.cleaning import clean_title
 from pipeline.documents import MAX_FIELD_CHARS, MAX_TAGS, Format
 from pipeline.errors import SourceUnavailable, UnreadableSource
 
-_MAX_MENDED_BYTES = 1_000_000  # feedparser reads malformed XML in quadratic time: 1 MB made to hurt takes it 20 s
+_MAX_MENDED_BYTES = 3_000_000  # 3 MB: malformed XML takes feedparser up to 5 s a megabyte (measured), well-formed 0.1 s
 _DECLARED = re.compile(rb"""(?:encoding|charset)\s*=\s*["']?([\w.:-]{1,40})""", re.ASCII)
 _DECLARED_WITHIN = 1_024  # bytes; HTML asks for the same
 _LATIN_1 = "cp1252"
@@ -164,7 +164,7 @@ def _undefined(name: str, is_parameter: bool) -> None:
 
 def _parsed(text: str, url: str) -> Any:
     headers = {"content-type": "application/xml; charset=utf-8", "content-location": url}
-    # The text is cleaned when it is indexed. Sanitising it here would take quadratic time on HTML made to hurt.
+    # The text is cleaned when it is indexed; sanitising it here is quadratic in "<!--": 6 s for 200 kB, 32 s for 400 kB.
     return feedparser.parse(
         io.BytesIO(text.encode()), response_headers=headers, sanitize_html=False, resolve_relative_uris=False
     )

@@ -59,8 +59,9 @@ def active(database: StateDatabase) -> KnownCollection | None:
 
 
 def known(database: StateDatabase, *states: State) -> list[KnownCollection]:
-    """The collections in one of `states`, newest first."""
-    query = select(collections).where(collections.c.state.in_(states)).order_by(collections.c.created_at.desc())
+    """The collections in one of `states`: those that were in use last come first, then the newest."""
+    last = (collections.c.left_at.desc().nulls_last(), collections.c.created_at.desc())
+    query = select(collections).where(collections.c.state.in_(states)).order_by(*last)
     with database.read() as connection:
         return [_known(row) for row in connection.execute(query)]
 
@@ -159,9 +160,9 @@ def switch(database: StateDatabase, name: str, lease: Lease) -> int:
         count = select(passage_counts.c.passages).where(same).scalar_subquery()
         connection.execute(update(articles).where(visible).values(passages=count))
         connection.execute(delete(passage_counts).where(passage_counts.c.collection == name))
-        old = {"active": False, "state": "kept", "position": position}
+        old = {"active": False, "state": "kept", "position": position, "left_at": datetime.now(UTC)}
         connection.execute(update(collections).where(collections.c.active).values(**old))
-        new = {"active": True, "state": "active", "position": None, "last_article": None}
+        new = {"active": True, "state": "active", "position": None, "last_article": None, "left_at": None}
         connection.execute(update(collections).where(collections.c.name == name).values(**new))
         signals.send(connection, COLLECTIONS)
         return position

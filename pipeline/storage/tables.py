@@ -120,6 +120,7 @@ collections = Table(
     Column("active", Boolean, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("state", String(12), nullable=False, server_default="active"),  # building | ready | active | kept | dropped
+    Column("left_at", Moment),  # when another one took its place
     Column("position", Number),  # while building: rows are complete up to this place of the change log
     Column("last_article", String(800)),  # while building: articles are in up to this id
 )

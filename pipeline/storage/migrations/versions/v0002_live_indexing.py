@@ -29,6 +29,7 @@ def upgrade() -> None:
     op.add_column("collections", sa.Column("recipe", sa.Text(), nullable=True))
     state = sa.Column("state", sa.String(length=12), server_default="active", nullable=False)
     op.add_column("collections", state)
+    op.add_column("collections", sa.Column("left_at", Moment(), nullable=True))
     op.add_column("collections", sa.Column("position", Number, nullable=True))
     op.add_column("collections", sa.Column("last_article", sa.String(length=800), nullable=True))
     op.execute("UPDATE collections SET state = 'dropped' WHERE NOT active")
@@ -113,7 +114,7 @@ def downgrade() -> None:
         "inbox": ("lane", "due_at"),
         "articles": ("shown_payload",),
         "changes": ("lane", "accepted_at"),
-        "collections": ("recipe", "state", "position", "last_article"),
+        "collections": ("recipe", "state", "left_at", "position", "last_article"),
     }.items():
         for column in columns:
             op.drop_column(table, column)

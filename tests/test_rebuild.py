@@ -1,0 +1,275 @@
+"""Blue and green: a rebuild changes what an index was built with, never what it holds; a rollback undoes it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexers import rebuild as module
+from indexers.rebuild import Conditions, Rebuild, RebuildRefused
+from indexers.reconcile import verify
+from indexers.worker import Worker
+from pipeline.documents import CANARY, Article
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.index.collection import Collection
+from pipeline.korean.morphemes import Analyser
+from pipeline.parts import Parts, recipe_of
+from pipeline.retrieval.query import SearchRequest
+from pipeline.settings import Settings
+from pipeline.storage import manifests
+from tests import milvus_server
+from tests.api_server import assembly_of
+
+_BODY = "전세 보증금을 지키려면 전입신고와 확정일자를 받아야 합니다. 이사한 날 바로 주민센터에 가세요. {}"
+_PATIENCE = 30.0
+
+
+def article(number: int, text: str = "등기부등본도 떼어 봅니다.") -> Article:
+    return Article(id=f"글{number:02}", title=f"전세 보증금 이야기 {number}", body=_BODY.format(text) * 3)
+
+
+class Place:
+    """A data folder with an assembly that follows the log by hand."""
+
+    def __init__(self, settings: Settings, analyser: Analyser, encoder: KiwiStaticEncoder) -> None:
+        self.settings = settings
+        self.assembly = assembly_of(settings, analyser, encoder)
+        self.told: list[str] = []
+        self.assembly.connect().load()
+
+    def publish(self, *articles: Article) -> None:
+        self.assembly.store.accept_many(articles, source="test")
+        self.drain()
+
+    def drain(self) -> None:
+        Worker(self.assembly.store, self.assembly.ingest, attempts=1).drain()
+        self.assembly.catch_up()
+
+    def rebuild(self, *, serves: bool = False) -> Rebuild:
+        return Rebuild(self.assembly, serves=serves, tell=self.told.append, stopped=lambda: False)
+
+    def recipe(self, **chunking: Any) -> manifests.Recipe:
+        recipe = dict(recipe_of(self.settings))
+        return recipe | {"chunking": {**recipe["chunking"], **chunking}}
+
+    def found(self, query: str = "전세 보증금") -> dict[str, int]:
+        """Article → revision, of a search."""
+        hits = self.assembly.connected.searcher.search(SearchRequest.checked(query, limit=100)).hits
+        return {hit.article_id: hit.passage.revision for hit in hits}
+
+    def agrees(self) -> None:
+        assert verify(self.assembly.store, self.assembly.connected, repair=False) == []
+        _, _, visible = self.assembly.store.visible()
+        visible.pop(CANARY, None)
+        assert self.assembly.connected.engine()[0].revisions() == visible
+
+
+@pytest.fixture(params=["lite", pytest.param("server", marks=pytest.mark.server)])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, analyser: Analyser, encoder: KiwiStaticEncoder
+) -> Iterator[Place]:
+    milvus: dict[str, Any] = {"collection": f"rebuild_{time.time_ns()}"}
+    if request.param == "server":
+        milvus |= {"uri": request.getfixturevalue("milvus_uri"), "token": milvus_server.TOKEN}
+    settings = Settings.model_validate(
+        {"data_dir": tmp_path, "milvus": milvus, "indexers": {"poll_seconds": 0.05, "grace_seconds": 0}}
+    )
+    made = Place(settings, analyser, encoder)
+    yield made
+    made.assembly.close()
+
+
+def test_a_rebuild_with_other_passages_holds_the_same_articles_and_a_rollback_the_old_passages(place: Place) -> None:
+    place.publish(*(article(n) for n in range(20)))
+    before, passages = place.found(), place.assembly.connected.engine()[0].count
+    place.rebuild().to_recipe(place.recipe(max_tokens=16), Conditions())
+    assert place.found() == before
+    assert place.assembly.connected.engine()[0].count > passages
+    assert place.assembly.connected.manifest.max_tokens == 16
+    place.agrees()
+    place.publish(article(3, "새 소식입니다."), article(77))
+    place.assembly.store.accept_delete("글05")
+    place.drain()
+    changed = place.found()
+    assert (len(changed), changed["글03"] > before["글03"], "글05" in changed) == (20, True, False)
+    place.rebuild().back(Conditions())
+    assert place.found() == changed
+    assert place.assembly.connected.manifest.max_tokens == 192
+    place.agrees()
+
+
+def test_a_rebuild_with_the_same_recipe_encodes_nothing(place: Place) -> None:
+    place.publish(*(article(n) for n in range(5)))
+    name = place.assembly.connected.name
+    place.rebuild().to_recipe(place.recipe(), Conditions())
+    assert "5 articles written, 0 passages encoded" in place.told
+    assert place.assembly.connected.name != name
+    place.agrees()
+
+
+def test_changes_of_the_whole_time_are_in_the_new_index(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishes, edits and deletes at every step of the way: while it is filled, before and after it is loaded."""
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    place.publish(*(article(n) for n in range(16)))
+    steps = iter(range(100, 112))
+
+    def disturb(told: str) -> None:
+        place.told.append(told)
+        number = next(steps, None)
+        if number is None:
+            return
+        store = place.assembly.store
+        store.accept_many([article(number), article(number % 16, f"{number}번째 소식")], source="test")
+        store.accept_delete(f"글{(number * 5 + 1) % 16:02}")
+        Worker(store, place.assembly.ingest, attempts=1).drain()
+
+    put = Rebuild._put
+
+    def watched(self: Rebuild, *arguments: Any) -> Any:
+        disturb("put")
+        return put(self, *arguments)
+
+    monkeypatch.setattr(Rebuild, "_put", watched)
+    work = Rebuild(place.assembly, serves=False, tell=disturb, stopped=lambda: False)
+    work.to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0))
+    place.assembly.catch_up()
+    assert next(steps, None) is None, "there were fewer steps than disturbances"
+    place.agrees()
+
+
+@contextmanager
+def worked_on(place: Place) -> Iterator[threading.Event]:
+    """A worker and a follower that run, as in a process that serves."""
+    stop = threading.Event()
+    worker = Worker(place.assembly.store, place.assembly.ingest, poll_seconds=0.05)
+
+    def follow() -> None:
+        while not stop.wait(0.02):
+            place.assembly.catch_up()
+
+    threads = [threading.Thread(target=worker.run, args=(stop,)), threading.Thread(target=follow)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        worker.wake()
+        for thread in threads:
+            thread.join()
+
+
+def test_under_writes_and_searches_no_answer_lacks_an_article_or_mixes_revisions(place: Place) -> None:
+    place.publish(*(article(n) for n in range(30)))
+    wrong: list[str] = []
+    searches = 0
+    with worked_on(place) as stop:
+
+        def write() -> None:
+            number = 0
+            while not stop.wait(0.03):
+                number += 1
+                place.assembly.store.accept(article(number % 10, f"{number}번째 판입니다."))
+
+        def read() -> None:
+            nonlocal searches
+            while not stop.is_set():
+                found = place.found()
+                searches += 1
+                if len(found) != 30:
+                    wrong.append(f"{len(found)} articles")
+
+        threads = [threading.Thread(target=write), threading.Thread(target=read)]
+        for thread in threads:
+            thread.start()
+        place.rebuild(serves=True).to_recipe(place.recipe(max_tokens=32), Conditions())
+        deadline = time.monotonic() + _PATIENCE
+        while place.assembly.connected.manifest.max_tokens != 32:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)  # some more writes and searches on the new index
+        stop.set()
+        for thread in threads:
+            thread.join()
+    place.drain()
+    assert wrong == []
+    assert searches > 20
+    place.agrees()
+
+
+def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    place.publish(*(article(n) for n in range(12)))
+    stopped = iter([False, False, True])
+    work = Rebuild(place.assembly, serves=False, tell=place.told.append, stopped=lambda: next(stopped))
+    with pytest.raises(RebuildRefused, match="stopped"):
+        work.to_recipe(place.recipe(max_tokens=32), Conditions())
+    [begun] = manifests.known(place.assembly.database, "building")
+    assert begun.last_article == "글07"
+    place.publish(article(2, "그 사이의 소식"))
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    assert f"going on with {begun.name}" in place.told
+    assert [line for line in place.told if line.startswith("4 articles written")]
+    assert place.assembly.connected.name == begun.name
+    place.agrees()
+
+
+def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.publish(*(article(n) for n in range(12)))
+    name = place.assembly.connected.name
+    compared = module.compared
+    monkeypatch.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+    with pytest.raises(RebuildRefused, match=r"have 0\.10 of their ten best articles in common"):
+        place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    assert place.assembly.connected.name == name
+    place.agrees()
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0))
+    assert place.assembly.connected.manifest.max_tokens == 32
+
+
+def test_an_article_that_cannot_be_put_into_the_new_index_is_named_and_nothing_is_switched(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.publish(*(article(n) for n in range(3)))
+    put = Rebuild._put
+    monkeypatch.setattr(Rebuild, "_put", lambda self, target, shown: put(self, target, shown[:-1]))
+    with pytest.raises(manifests.Incomplete, match="글02"):
+        place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    assert place.assembly.connected.manifest.max_tokens == 192
+
+
+def test_a_second_rebuild_is_refused_while_one_is_at_work(place: Place) -> None:
+    work = place.rebuild()
+    with work._alone(), pytest.raises(RebuildRefused, match="at work"):
+        place.rebuild().to_recipe(place.recipe(), Conditions())
+
+
+def test_there_is_nothing_to_go_back_to_before_the_first_rebuild_and_after_a_prune(place: Place) -> None:
+    place.publish(article(1))
+    with pytest.raises(RebuildRefused, match="no collection is kept"):
+        place.rebuild().back(Conditions())
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    old = manifests.known(place.assembly.database, "kept")[0].name
+    assert place.rebuild().prune() == [old]
+    assert old not in place.assembly.connected.collection.list_collections()
+    with pytest.raises(RebuildRefused, match="no collection is kept"):
+        place.rebuild().back(Conditions())
+
+
+def test_a_later_start_takes_what_the_settings_leave_open_from_the_index(
+    place: Place, analyser: Analyser, encoder: KiwiStaticEncoder
+) -> None:
+    place.publish(article(1))
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    parts = Parts(place.settings, analyser, encoder).following(manifests.active(place.assembly.database).recipe)  # type: ignore[union-attr]
+    assert parts.manifest.max_tokens == 32
+    assert Collection  # the alias names the collection in use
+    alias = place.settings.milvus.collection
+    assert place.assembly.connected.collection.resolve_alias(alias) == place.assembly.connected.name
