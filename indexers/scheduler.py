@@ -23,7 +23,7 @@ from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from indexers.sources.kinds import Cron, Every, Schedule
+from indexers.sources.kinds import Cron, Schedule
 from pipeline.errors import Unavailable, YeoulError
 from pipeline.storage import jobs, leases
 from pipeline.storage.database import StateDatabase
@@ -222,13 +222,13 @@ class _Timetable:
     def _execute(self, name: str) -> None:
         """One run, from `started` to `finished`. Never raises."""
         with self._changed:
-            if self._ending.is_set() or name in self._running or name not in self._plans:
-                return  # whoever asked for it asks again
-            run = self._plans[name].run
+            plan = self._plans.get(name)
+            if plan is None or name in self._running or self._ending.is_set():
+                return  # a request stays one until a run begins
             self._running.add(name)
         try:
             jobs.started(self._database, name)
-            counts, error = self._outcome(name, run)
+            counts, error = self._outcome(name, plan.run)
             jobs.finished(self._database, name, counts, error)
         except YeoulError as error:
             log.warning("job %s: what became of it cannot be written down: %s", name, error)

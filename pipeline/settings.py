@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -23,8 +23,13 @@ from pydantic_settings import (
 from pipeline.errors import InvalidSetting, UnreadableSource
 
 FILE = "yeoul.toml"
-_SECRET = frozenset({"api.keys", "milvus.token", "database_url"})  # never printed
+_SECRET = frozenset({"api.keys", "milvus.token", "database_url", "sources"})  # never printed
 _HIDDEN = "(hidden)"
+# What is JSON in the environment.
+_JSON_EXAMPLES = {
+    "sources": '[{"name": "notices", "kind": "folder", "options": {"path": "/srv/notices"}}]',
+    "api.keys": '[{"key": "...", "scopes": ["write"]}]',
+}
 
 
 class _Section(BaseModel):
@@ -150,6 +155,15 @@ class IndexerSettings(_Section):
     )
 
 
+class SourceSettings(_Section):
+    """A source of `yeoul.toml`: the same as `yeoul sources add` takes."""
+
+    name: str = Field(min_length=1, max_length=100, description="what it is called")
+    kind: Literal["folder", "feed", "sql"] = Field(description="what is read")
+    schedule: str = Field("10m", description="seconds (60s, 5m, 1h) or five fields of cron, in the machine's time zone")
+    options: dict[str, Any] = Field({}, repr=False, description="what the kind asks for, such as path or url")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="YEOUL_", env_nested_delimiter="__", toml_file=FILE, extra="forbid", frozen=True
@@ -171,6 +185,19 @@ class Settings(BaseSettings):
     fusion: FusionSettings = FusionSettings()
     api: ApiSettings = ApiSettings()
     indexers: IndexerSettings = IndexerSettings()
+    sources: tuple[SourceSettings, ...] = Field(
+        (),
+        description="sources that are added or changed when the indexer starts, each {name, kind, schedule, options}; "
+        "one taken out of here stays until yeoul sources remove",
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _names_are_unique(cls, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"without two sources of one name ({', '.join(names)})")
+        return sources
 
     @classmethod
     def settings_customise_sources(
@@ -212,7 +239,8 @@ def load(**overrides: Any) -> Settings:
             None if secret else error
         )
     except SettingsError as error:
-        raise InvalidSetting("api.keys", str(error), 'JSON, as in [{"key": "...", "scopes": ["write"]}]') from error
+        name = "sources" if '"sources"' in str(error) else "api.keys"
+        raise InvalidSetting(name, str(error), f"JSON, as in {_JSON_EXAMPLES[name]}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UnreadableSource(f"{FILE} is not readable TOML: {error}", f"correct {FILE} in {Path.cwd()}") from error
 

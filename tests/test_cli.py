@@ -279,7 +279,7 @@ def test_an_index_made_with_other_settings_is_refused_by_name_and_kept(own: Shel
     new = written(own.folder / "new.jsonl", {"id": "new", "title": "예금", "body": "예금자 보호 한도"})
     commands = (("search", "월세"), ("index", str(new)), ("doctor",))
     searched, indexed, diagnosed = (own.run(*command, CHUNKING__MAX_TOKENS="100") for command in commands)
-    made = re.compile(r"max_tokens: index \d+, running 100.*set them back, or index the articles again")
+    made = re.compile(r"max_tokens: index \d+, running 100.*set them back, or build the index anew with them")
     assert made.search(searched.told())
     assert made.search(indexed.told())
     assert diagnosed.code == 1
