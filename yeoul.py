@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 _LOOK_SECONDS = 0.3  # between looks at an inbox that another process drains
-_FOLDER_SECONDS = 10.0  # a search waits so long for another command to end or for a server to come up
+_FOLDER_SECONDS = 30.0  # a search waits so long for another command to end or for a server to come up
 _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 _BULK_GC = (1_000_000, 20, 100)  # a bulk load makes millions of tuples and hardly a cycle: by default 8% of its time
 _MODES = ("hybrid", "dense", "lexical")
@@ -292,6 +292,82 @@ def articles_retry(
         _fail(f"not failed, or not known: {', '.join(missing)}. yeoul articles failed lists those that are")
 
 
+sources_app = typer.Typer(no_args_is_help=True, help="Places that are looked at on a schedule.")
+app.add_typer(sources_app, name="sources")
+
+
+@sources_app.command("list")
+def sources_list() -> None:
+    """List the sources, and what became of their last runs."""
+    from pipeline.storage import jobs, sources
+
+    with _store() as store:
+        runs = {job.name: job for job in jobs.listed(store.database)}
+        for known in sources.listed(store.database):
+            job = runs.get(jobs.of_source(known.name))
+            last = "never run" if job is None else f"{job.outcome} {_counted(job.counts)} {job.error or ''}"
+            count = len(sources.articles_of(store.database, known.name))
+            print(f"{known.name}\t{known.kind}\t{known.schedule}\t{count:,} articles\t{last.strip()}")
+
+
+@sources_app.command("add")
+def sources_add(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    kind: Annotated[str, typer.Argument(help="folder, feed or sql.")],
+    every: Annotated[str, typer.Option(help="60s, 5m, 1h, or five fields of cron.")] = "10m",
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, JSON or text: path=articles, url=https://…/rss")
+    ] = None,
+) -> None:
+    """Add a place where articles come from."""
+    from indexers.sources.kinds import parsed_schedule, source_of
+    from pipeline.storage import sources
+
+    options = dict(map(_named, option or ()))
+    if isinstance(options.get("path"), str):
+        options["path"] = str(Path(options["path"]).absolute())
+    parsed_schedule(every)
+    source_of(name, kind, options)
+    with _store() as store:
+        sources.add(store.database, name, kind, options, every)
+    print(f"{name} is added: it is read within seconds where yeoul serve or yeoul indexers run is at work")
+
+
+@sources_app.command("run")
+def sources_run(name: Annotated[str, typer.Argument(help="Which one.")]) -> None:
+    """Read a source now, into the inbox."""
+    from indexers.running import run_source
+    from indexers.sources.kinds import source_of
+    from pipeline.storage import sources
+
+    limit = configuration.load().indexers.queue_limit
+    with _store() as store, _interruptible() as stop:
+        known = sources.find(store.database, name)
+        source = source_of(known.name, known.kind, known.options)
+        counts = run_source(store, known, source, queue_limit=limit, stop=stop)
+        for line in counts.pop("told", []):
+            _tell(line)
+        print(f"{_counted(counts)}; {store.queue_length():,} changes wait to be indexed")
+
+
+@sources_app.command("remove")
+def sources_remove(
+    name: Annotated[str, typer.Argument(help="Which one.")],
+    delete_articles: Annotated[
+        bool, typer.Option("--delete-articles", help="And all articles that it brought.")
+    ] = False,
+) -> None:
+    """Forget a source; its articles stay unless you say otherwise."""
+    from pipeline.storage import sources
+
+    with _store() as store:
+        ids = sources.remove(store.database, name)
+        if delete_articles:
+            for article_id in ids:
+                store.accept_delete(article_id, source=name)
+    print(f"{name} is removed; {len(ids):,} articles of it {'are being deleted' if delete_articles else 'stay'}")
+
+
 @app.command()
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is: it stands in the audit log.")],
@@ -370,7 +446,6 @@ app.add_typer(indexers_app, name="indexers")
 def indexers_run() -> None:
     """Drain the inbox and run the sources, until SIGTERM or Ctrl-C; for a Milvus server."""
     from indexers.service import IndexerService
-
     from pipeline.assembly import Assembly
 
     settings = configuration.load()
@@ -397,9 +472,8 @@ class _Embedded:
     """What the process that holds Milvus Lite does beside serving: it indexes, schedules, and works for other commands."""
 
     def __init__(self, assembly: Assembly, url: str) -> None:
-        from indexers.service import IndexerService
-
         from indexers.operations import of_server
+        from indexers.service import IndexerService
         from pipeline.control import ControlServer
         from pipeline.folder import Holder
 
@@ -511,6 +585,20 @@ def _recipe_in_use(settings: Settings) -> Mapping[str, Any]:
     return in_use.recipe
 
 
+def _named(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise typer.BadParameter(f"should be NAME=VALUE, is {text!r}", param_hint="--set")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+
+
+def _counted(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
+
+
 def _lines_of(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -599,7 +687,8 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
 
     assembly = Assembly.open(settings, command=f"yeoul {command}", as_built=as_built, progress=sys.stderr.isatty())
     try:
-        assembly.connect().load()
+        # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.
+        assembly.connect(remake=command == "verify" and arguments["repair"]).load()
         code = OPERATIONS[command](assembly, arguments, Call(said))
         return code, answers[-1] if answers else None
     finally:

@@ -15,9 +15,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Literal
+from typing import Annotated
+from weakref import WeakKeyDictionary
 
 import anyio
+import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
+_SEARCHES_AT_ONCE = 2
+_STUCK_SECONDS = 0.1  # a wait so long asks the state database whether the change is settled by now
 _NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
 
 
@@ -58,6 +63,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._report_due = 0.0  # monotonic
@@ -130,13 +136,28 @@ class Service:
 
         Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time.
         """
-        if min_seq:
+        if min_seq and not self._has_applied(min_seq):
             if not await run_in_threadpool(self.store.known, min_seq):
                 raise InvalidQuery("min_seq", min_seq, "a seq that was given to a change")
             await self.applied(min_seq)
-        result = await run_in_threadpool(self.connected.searcher.search, request)
+        result = await anyio.to_thread.run_sync(self.connected.searcher.search, request, limiter=self._searching())
         self.metrics.search(result.timings, result.degraded)
         return result
+
+    def _searching(self) -> CapacityLimiter:
+        """Lets a few searches work at a time: more threads than cores only wait for each other's locks."""
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            limiter = self._limiters[loop] = CapacityLimiter(max(_SEARCHES_AT_ONCE, os.cpu_count() or 1))
+        return limiter
+
+    def _has_applied(self, seq: int) -> bool:
+        try:
+            follower = self.connected.follower
+        except NotReady:
+            return False
+        return follower.loaded and follower.seq >= seq
 
     async def applied(self, seq: int) -> None:
         """Waits until the change accepted as `seq` is in a final state and applied here.
@@ -146,18 +167,19 @@ class Service:
         try:
             with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket() as ticket:
                 round_of_settling: int | None = None
-                while True:
+                next_question = time.monotonic() + _STUCK_SECONDS
+                while not self._has_applied(seq):
                     ticket.clear()
                     # What is settled stands in the log: a look that begins after that has applied it at its end.
                     if round_of_settling is not None and self._rounds_done > round_of_settling:
                         return
-                    where = await run_in_threadpool(self._progress, seq)
-                    if where == "applied":
-                        return
-                    if where == "settled" and round_of_settling is None:
-                        round_of_settling = self._rounds_begun
-                        self._look.set()
-                    await ticket.wait()
+                    if round_of_settling is None and time.monotonic() >= next_question:
+                        next_question = time.monotonic() + _STUCK_SECONDS
+                        if await run_in_threadpool(self._is_settled, seq):
+                            round_of_settling = self._rounds_begun
+                            self._look.set()
+                    with anyio.move_on_after(_STUCK_SECONDS):
+                        await ticket.wait()
         except TimeoutError as error:
             raise NotReady(
                 f"change {seq} is accepted and not applied after {self.settings.api.wait_seconds:g} s",
@@ -263,14 +285,12 @@ class Service:
             delay = min(2 * delay, _LAST_RETRY_SECONDS)
         return False
 
-    def _progress(self, seq: int) -> Literal["queued", "settled", "applied"]:
+    def _is_settled(self, seq: int) -> bool:
+        """Whether the change is in a final state, though one before it may not be, and this process is able to apply it."""
         try:
-            follower = self.connected.follower
+            return self.connected.follower.loaded and self.store.settled(seq)
         except NotReady:
-            return "queued"
-        if follower.loaded and follower.seq >= seq:
-            return "applied"
-        return "settled" if follower.loaded and self.store.settled(seq) else "queued"
+            return False
 
 
 class _Stopped(Exception):

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from apscheduler.executors.base import BaseExecutor, run_job
@@ -148,6 +149,9 @@ class _Timetable:
 
     def look(self, plans: Mapping[str, Plan]) -> None:
         """Brings everything in line with `plans` and the rows. Raises StoreUnavailable."""
+        for name in self._plans.keys() - plans.keys():
+            self._scheduler.remove_job(name)
+            del self._plans[name]
         running_before = self._running_now()
         rows = {job.name: job for job in jobs.listed(self._database)}
         if rows.keys() != plans.keys():
@@ -156,9 +160,6 @@ class _Timetable:
         for name in rows:
             if rows[name].outcome == "running" and name not in running_before | self._running_now():
                 jobs.interrupted(self._database, name)
-        for name in self._plans.keys() - plans.keys():
-            self._scheduler.remove_job(name)
-            del self._plans[name]
         for name, plan in plans.items():
             self._plan(name, plan, rows[name])
         self._obey(rows)
@@ -197,7 +198,7 @@ class _Timetable:
             if name in self._plans and name not in self._running_now():
                 identity = _NOW + name
                 self._scheduler.add_job(
-                    self._execute,
+                    partial(self._execute, asked=True),
                     None,
                     [name],
                     id=identity,
@@ -219,14 +220,16 @@ class _Timetable:
 
     # ---- on the threads of the runs
 
-    def _execute(self, name: str) -> None:
-        """One run, from `started` to `finished`. Never raises."""
+    def _execute(self, name: str, *, asked: bool = False) -> None:
+        """One run, from `started` to `finished`; where it was `asked` for, only if that is still so. Never raises."""
         with self._changed:
             plan = self._plans.get(name)
             if plan is None or name in self._running or self._ending.is_set():
                 return  # a request stays one until a run begins
             self._running.add(name)
         try:
+            if asked and name not in jobs.requests(self._database):
+                return  # a run that began in between has answered it
             jobs.started(self._database, name)
             counts, error = self._outcome(name, plan.run)
             jobs.finished(self._database, name, counts, error)

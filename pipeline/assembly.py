@@ -99,11 +99,14 @@ class Assembly:
         coming = self._coming
         return coming.known.name if coming is not None and coming.loaded else self.connected.name
 
-    def connect(self) -> Connected:
-        """Opens the collection in use, or makes the first one. Raises StoreUnavailable, FolderInUse, ManifestMismatch."""
+    def connect(self, *, remake: bool = False) -> Connected:
+        """Opens the collection in use, or makes the first one; `remake`: also where one that held articles is lost, empty.
+
+        Raises StoreUnavailable, FolderInUse, ManifestMismatch; NotReady where the store has lost the collection.
+        """
         with self._changing:
             if self._connected is None:
-                self._connected = self._first()
+                self._connected = self._first(remake=remake)
             return self._connected
 
     def ingest(self) -> Ingest:
@@ -152,17 +155,18 @@ class Assembly:
             while self._retired:
                 self._retired.pop()[1].close()
             if self._connected is not None:
-                connected, self._connected = self._connected, None
+                connected = self._connected
                 try:
                     connected.save()
                 finally:
+                    self._connected = None
                     connected.close()
         finally:
             self.database.close()
             if self.lock is not None:
                 self.lock.release()
 
-    def _first(self) -> Connected:
+    def _first(self, *, remake: bool) -> Connected:
         settings, parts = self.settings, self.parts
         known = manifests.active(self.database)
         counts = self.store.counts()
@@ -173,11 +177,11 @@ class Assembly:
         name = known.name if known is not None else manifests.fresh_name(self.database, settings.milvus.collection)
         holds_articles = known is not None and bool(counts.get("indexed"))
         try:
-            collection = self._collection(name, parts.encoder.dim, create=not holds_articles)
+            collection = self._collection(name, parts.encoder.dim, create=remake or not holds_articles)
         except NotReady as error:
             raise NotReady(
                 f"the state database says that articles stand in the collection {name!r}, but {settings.milvus_uri} has none",
-                "set milvus.uri back, restore its data, or start over with an empty data_dir",
+                "set milvus.uri back, restore its data, or have it made again: yeoul verify --repair",
             ) from error
         if known is None:
             known = manifests.activate(self.database, name, parts.manifest, recipe_of(settings))

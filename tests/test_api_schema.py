@@ -24,6 +24,13 @@ OPERATIONS = {
     "/healthz": {"get"},
     "/readyz": {"get"},
     "/metrics": {"get"},
+    "/v1/admin/jobs": {"get"},
+    "/v1/admin/jobs/{name}/run": {"post"},
+    "/v1/admin/jobs/{name}/pause": {"post"},
+    "/v1/admin/jobs/{name}/resume": {"post"},
+    "/v1/admin/failed": {"get"},
+    "/v1/admin/failed/retry": {"post"},
+    "/v1/admin/state": {"get"},
 }
 
 

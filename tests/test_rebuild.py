@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from indexers import rebuild as module
+from indexers.golden import compared
 from indexers.rebuild import Conditions, Rebuild, RebuildRefused
 from indexers.reconcile import verify
 from indexers.worker import Worker
 from pipeline.documents import CANARY, Article
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
-from pipeline.index.collection import Collection
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of
 from pipeline.retrieval.query import SearchRequest
@@ -71,22 +71,39 @@ class Place:
         assert self.assembly.connected.engine()[0].revisions() == visible
 
 
-@pytest.fixture(params=["lite", pytest.param("server", marks=pytest.mark.server)])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, analyser: Analyser, encoder: KiwiStaticEncoder
+def placed(folder: Path, analyser: Analyser, encoder: KiwiStaticEncoder, **settings: Any) -> Place:
+    chosen = {"data_dir": folder, "indexers": {"poll_seconds": 0.05, "grace_seconds": 0}, **settings}
+    return Place(Settings.model_validate(chosen), analyser, encoder)
+
+
+@pytest.fixture
+def place(tmp_path: Path, analyser: Analyser, encoder: KiwiStaticEncoder) -> Iterator[Place]:
+    made = placed(tmp_path, analyser, encoder)
+    yield made
+    made.assembly.close()
+
+
+@pytest.fixture
+def place_on_servers(
+    tmp_path: Path, analyser: Analyser, encoder: KiwiStaticEncoder, milvus_uri: str, postgres_url: str
 ) -> Iterator[Place]:
-    milvus: dict[str, Any] = {"collection": f"rebuild_{time.time_ns()}"}
-    if request.param == "server":
-        milvus |= {"uri": request.getfixturevalue("milvus_uri"), "token": milvus_server.TOKEN}
-    settings = Settings.model_validate(
-        {"data_dir": tmp_path, "milvus": milvus, "indexers": {"poll_seconds": 0.05, "grace_seconds": 0}}
-    )
-    made = Place(settings, analyser, encoder)
+    milvus = {"collection": f"rebuild_{time.time_ns()}", "uri": milvus_uri, "token": milvus_server.TOKEN}
+    made = placed(tmp_path, analyser, encoder, milvus=milvus, database_url=postgres_url)
     yield made
     made.assembly.close()
 
 
 def test_a_rebuild_with_other_passages_holds_the_same_articles_and_a_rollback_the_old_passages(place: Place) -> None:
+    rebuilt_and_back(place)
+
+
+@pytest.mark.server
+@pytest.mark.postgres
+def test_so_do_they_on_a_milvus_server_and_postgresql(place_on_servers: Place) -> None:
+    rebuilt_and_back(place_on_servers)
+
+
+def rebuilt_and_back(place: Place) -> None:
     place.publish(*(article(n) for n in range(20)))
     before, passages = place.found(), place.assembly.connected.engine()[0].count
     place.rebuild().to_recipe(place.recipe(max_tokens=16), Conditions())
@@ -224,7 +241,6 @@ def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, mo
 def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.publish(*(article(n) for n in range(12)))
     name = place.assembly.connected.name
-    compared = module.compared
     monkeypatch.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
     with pytest.raises(RebuildRefused, match=r"have 0\.10 of their ten best articles in common"):
         place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
@@ -270,6 +286,5 @@ def test_a_later_start_takes_what_the_settings_leave_open_from_the_index(
     place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
     parts = Parts(place.settings, analyser, encoder).following(manifests.active(place.assembly.database).recipe)  # type: ignore[union-attr]
     assert parts.manifest.max_tokens == 32
-    assert Collection  # the alias names the collection in use
     alias = place.settings.milvus.collection
     assert place.assembly.connected.collection.resolve_alias(alias) == place.assembly.connected.name

@@ -13,8 +13,8 @@ from sqlalchemy import event
 from indexers.sources.folder import FolderSource
 from indexers.sources.kinds import KINDS, Cron, Every, parsed_schedule, source_of
 from pipeline.documents import Article
-from pipeline.errors import InvalidInput, SourceChanged, SourceNotFound
-from pipeline.settings import SourceSettings
+from pipeline.errors import InvalidInput, InvalidSetting, SourceChanged, SourceNotFound
+from pipeline.settings import FILE, SourceSettings, in_force, load
 from pipeline.storage import sources
 from pipeline.storage.acceptance import BULK, SOURCE
 from pipeline.storage.articles import ArticleStore
@@ -308,3 +308,54 @@ def test_what_is_no_schedule_is_refused_with_the_value_and_examples(given: str) 
         parsed_schedule(given)
     assert repr(given) in caught.value.message
     assert "5m" in caught.value.message
+
+
+# --- in the settings ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings' file, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("YEOUL_SOURCES", raising=False)
+    return tmp_path / FILE
+
+
+def test_sources_stand_in_the_file_as_tables(toml: Path) -> None:
+    toml.write_text(
+        '[[sources]]\nname = "공지"\nkind = "folder"\nschedule = "1h"\n[sources.options]\npath = "/srv/notices"\n'
+        '[[sources]]\nname = "news"\nkind = "feed"\noptions = {url = "https://example.com"}\n'
+    )
+    first, second = load().sources
+    assert (first.name, first.kind, first.schedule, first.options) == ("공지", "folder", "1h", OPTIONS)
+    assert isinstance(parsed_schedule(second.schedule), Every)
+
+
+def test_two_sources_of_one_name_are_refused(toml: Path) -> None:
+    toml.write_text('[[sources]]\nname = "a"\nkind = "folder"\n[[sources]]\nname = "a"\nkind = "feed"\n')
+    with pytest.raises(InvalidSetting, match=r"setting 'sources' should be without two sources of one name"):
+        load()
+
+
+def test_what_a_source_of_the_settings_holds_is_never_shown(toml: Path) -> None:
+    address = f"postgresql://u:{_SECRET}@db/board"
+    toml.write_text(f'[[sources]]\nname = "a"\nkind = "sql"\noptions = {{url = "{address}"}}\n')
+    assert load().sources[0].options == {"url": address}
+    assert dict(in_force(load()))["sources"] == "(hidden)"
+    toml.write_text(f'[[sources]]\nname = "a"\nkind = "sql"\nurl = "{address}"\n')  # options forgotten
+    with pytest.raises(InvalidSetting, match=r"setting 'sources\.0\.url' should be left out") as caught:
+        load()
+    assert _SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_sources_in_the_environment_that_are_no_json_are_refused_with_an_example_that_is(
+    toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not toml.exists()
+    monkeypatch.setenv("YEOUL_SOURCES", "[{bad")
+    with pytest.raises(InvalidSetting, match="setting 'sources' should be JSON") as caught:
+        load()
+    example = caught.value.message.split("as in ")[1].split(", is ")[0]
+    monkeypatch.setenv("YEOUL_SOURCES", example)
+    assert load().sources[0].options == OPTIONS
