@@ -168,6 +168,7 @@ class _Timetable:
     def end(self) -> None:
         """Nothing begins any more, and what runs is told to end."""
         self._ending.set()
+        self._scheduler.remove_all_jobs()  # one that is just being submitted would be looked for after the shutdown
         self._scheduler.shutdown(wait=False)
         until = time.monotonic() + _END_SECONDS
         with self._changed:

@@ -37,6 +37,7 @@ _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait 
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
+_SWEEP_SECONDS = 1.0  # between looks for rows that may go: each of them scans the collection on Milvus Lite
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
 _BACKOFF_SECONDS = 1.0  # before an article's second attempt; then four times as long each time: 1, 4, 16, 64 s
 _BACKOFF_FACTOR = 4
@@ -149,9 +150,12 @@ class Worker:
     def _serve(self, lease: Lease, stop: threading.Event) -> None:
         """Drains and sweeps, again and again, as long as the lease holds."""
         ingest = self._ingest()
+        next_sweep = 0.0
         while not stop.is_set():
             self._drain(_Drain(ingest, lease, Totals(), stop))
-            _sweep(ingest)
+            if time.monotonic() >= next_sweep:
+                _sweep(ingest)
+                next_sweep = time.monotonic() + _SWEEP_SECONDS
             self._rest(self._poll_seconds)
             leases.check(self._store.database, lease)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ _DEFAULT_PYTHON = Path(".cache/milvus-server/bin/python")  # below the root of t
 _STARTUP_SECONDS = 90  # 9 s on an idle machine with two cores; a busy one takes several times that
 _STOP_SECONDS = 2  # its data is thrown away, so there is no need to wait for its own end, which takes over 10 s
 _POLL_SECONDS = 0.1
+_HOW = "how"  # the file below the data that says how the server is started: its binary and its health port
 _PORT_KEYS = (
     "etcd_port",
     "proxy_port",
@@ -73,10 +75,11 @@ def server_python() -> Path | None:
     return python if seen.returncode == 0 else None
 
 
-def start(data_dir: Path) -> tuple[str, subprocess.Popen[bytes]]:
+def start(data_dir: Path, *, session_seconds: int | None = None) -> tuple[str, subprocess.Popen[bytes]]:
     """Starts a server with its data in `data_dir` and waits until it is healthy: its uri and its process.
 
-    Raises RuntimeError with the end of its log where it does not come up in time.
+    `session_seconds`: how long after a SIGKILL it serves no collection, 30 unless told. Raises RuntimeError with the end of
+    its log where it does not come up in time.
     """
     python = server_python()
     if python is None:
@@ -89,13 +92,25 @@ def start(data_dir: Path) -> tuple[str, subprocess.Popen[bytes]]:
     )
     binary = Path(prepared.stdout.strip())
     _configure(data_dir, client_port=ports[_PORT_KEYS.index("etcd_port")], peer_port=peer_port)
-    process = _run(binary, data_dir, health_port)
+    if session_seconds is not None:
+        _shorten_sessions(data_dir, session_seconds)
+    (data_dir / _HOW).write_text(f"{binary}\n{health_port}\n", encoding="utf-8")
+    return f"http://127.0.0.1:{ports[_PORT_KEYS.index('proxy_port')]}", restart(data_dir)
+
+
+def restart(data_dir: Path) -> subprocess.Popen[bytes]:
+    """Starts the server of `data_dir` again, after its end, with the same data on the same ports: its process.
+
+    After a SIGKILL it is healthy long before it serves a collection: the sessions of the killed one have to run out.
+    """
+    binary, health_port = (data_dir / _HOW).read_text(encoding="utf-8").splitlines()
+    process = _run(Path(binary), data_dir, int(health_port))
     try:
-        _wait_until_healthy(process, health_port, data_dir)
+        _wait_until_healthy(process, int(health_port), data_dir)
     except BaseException:
         stop(process)
         raise
-    return f"http://127.0.0.1:{ports[_PORT_KEYS.index('proxy_port')]}", process
+    return process
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -146,6 +161,12 @@ def _configure(data_dir: Path, *, client_port: int, peer_port: int) -> None:
     at = bound.index("etcd:") + 1
     bound[at:at] = ["  config:", f"    path: {etcd}"]
     configuration.write_text("\n".join(bound) + "\n", encoding="utf-8")
+
+
+def _shorten_sessions(data_dir: Path, seconds: int) -> None:
+    configuration = data_dir / "configs" / "milvus.yaml"
+    text = re.sub(r"(?m)^( +session:\n +ttl: )\d+", rf"\g<1>{seconds}", configuration.read_text(encoding="utf-8"))
+    configuration.write_text(text, encoding="utf-8")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -334,3 +334,24 @@ def test_plans_that_cannot_be_made_are_asked_for_again(
         scheduler.stop()
     assert "after an unexpected error" in caplog.text
     assert "nothing is scheduled for now" in caplog.text
+
+
+def test_a_stop_while_a_run_is_just_being_submitted_ends_in_order(
+    database: StateDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apscheduler looks for the job again when it has submitted it, in another place after its shutdown."""
+    submit = module._OwnThreads._do_submit_job
+    work = Work()
+    unhandled: list[object] = []
+
+    def slowly(*arguments: Any) -> None:
+        submit(*arguments)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(module._OwnThreads, "_do_submit_job", slowly)
+    monkeypatch.setattr(threading, "excepthook", unhandled.append)
+    jobs.ensure(database, {"a"})
+    jobs.request(database, "a")
+    with scheduling(database, {"a": Plan(_NEVER, work.run, at_once=False)}):
+        assert work.began()
+    assert unhandled == []
