@@ -531,13 +531,14 @@ def _drained(
             time.sleep(_LOOK_SECONDS)
     try:
         connected = assembly.connect()
-        connected.keep_up()
+        if assembly.lock is not None:  # beside other processes the collection may be switched meanwhile
+            connected.keep_up()
         gc.freeze()
         gc.set_threshold(*_BULK_GC)
         with _bar("indexing", "articles", total=store.queue_length()) as advance, _interruptible() as stop:
             worker = Worker(
                 assembly.store,
-                lambda: connected.ingest,
+                assembly.ingest,
                 alone=assembly.lock is not None,
                 attempts=1,  # somebody waits for the answer, and may run the command again
                 on_progress=advance,
@@ -693,7 +694,8 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
     assembly = Assembly.open(settings, command=f"yeoul {command}", as_built=as_built, progress=sys.stderr.isatty())
     try:
         # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.
-        assembly.connect(remake=command == "verify" and arguments["repair"]).load()
+        remake = command == "verify" and arguments["repair"]
+        assembly.connect(remake=remake, replaced=command == "rebuild").load()
         code = OPERATIONS[command](assembly, arguments, Call(said))
         return code, answers[-1] if answers else None
     finally:

@@ -49,6 +49,7 @@ class WriteRecord:
     lines_refused: int | None = None
     first_seq: int | None = None
     last_seq: int | None = None
+    job: str | None = None
 
 
 def begin(request: Request) -> WriteRecord:
@@ -79,6 +80,7 @@ class AuditLog:
     def kept_in(self, path: Path) -> Iterator[None]:
         """Writes into the file at `path` too, within the block. Raises InvalidSetting where it cannot be opened."""
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # with two servers nobody else needs the data folder
             handler = handler_to(path)
         except OSError as error:
             raise InvalidSetting(

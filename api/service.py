@@ -231,6 +231,8 @@ class Service:
     def _load(self) -> None:
         self.connected.searcher.warm_up()
         self.connected.load(self._check_stop)
+        if self.assembly.lock is not None:  # what is written is written here
+            self.connected.told_by_ingest()
         self._waiting.announce()
 
     def _check_stop(self, _rows: int = 0) -> None:
@@ -250,7 +252,8 @@ class Service:
                 log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)
                 self._stop.wait(_FIRST_RETRY_SECONDS)
                 continue
-            self._rounds_done = self._rounds_begun
+            if not self.connected.follower.behind:
+                self._rounds_done = self._rounds_begun
             self._trouble = None
             self._waiting.announce()
 

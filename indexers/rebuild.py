@@ -74,7 +74,7 @@ class Rebuild:
     def back(self, conditions: Conditions) -> None:
         """Puts the collection in use that was before, with all changes since. Raises RebuildRefused where none is kept."""
         with self._alone():
-            begun = [k for k in manifests.known(self._database, "building", "ready") if k.last_article is None]
+            begun = [k for k in manifests.known(self._database, "building", "ready") if k.left_at is not None]
             kept = next(iter([*begun, *manifests.known(self._database, "kept")]), None)
             if kept is None:
                 raise RebuildRefused("no collection is kept that could be used again", "yeoul rebuild makes a new one")
@@ -87,11 +87,12 @@ class Rebuild:
 
     def prune(self) -> list[str]:
         """Drops the collections that were kept and those that were given up; gives their names."""
-        names = []
-        for known in manifests.known(self._database, "kept", "building", "ready"):
-            self._drop(known)
-            names.append(known.name)
-        return names
+        with self._alone():
+            names = []
+            for known in manifests.known(self._database, "kept", "building", "ready"):
+                self._drop(known)
+                names.append(known.name)
+            return names
 
     # ---- the way of one collection
 
@@ -114,8 +115,10 @@ class Rebuild:
     def _begun(self, recipe: Recipe) -> KnownCollection:
         """The rebuild for `recipe` that was broken off, or a new one; those for other recipes are given up."""
         parts = self._assembly.parts.following(recipe)
+        oldest = self._store.oldest_position()
         for known in manifests.known(self._database, "building", "ready"):
-            if known.manifest.identity() == parts.manifest.identity() and known.recipe == recipe:
+            in_reach = known.position is not None and known.position >= oldest
+            if in_reach and known.manifest.identity() == parts.manifest.identity() and known.recipe == recipe:
                 self._tell(f"going on with {known.name}")
                 return known
             self._drop(known)
@@ -150,6 +153,7 @@ class Rebuild:
         place = manifests.bound(self._database, target.name)
         written = 0
         while place is not None:
+            self._check_stop()
             try:
                 entries, _ = self._store.log_since(place, _LOG_ENTRIES)
             except LogPruned as error:
@@ -157,14 +161,16 @@ class Rebuild:
                     f"{target.name} was last in use before the change log begins ({error.message})",
                     "yeoul rebuild makes a new one",
                 ) from error
-            if not entries:
-                break
             changed = self._store.shown_of(sorted({entry.article_id for entry in entries}))
             for start in range(0, len(changed), _TOGETHER):
                 counts, _ = self._put(target, changed[start : start + _TOGETHER])
                 manifests.advance(self._database, target.name, counts)
-            place, written = entries[-1].position, written + len(changed)
-            manifests.advance(self._database, target.name, {}, position=place)
+            written += len(changed)
+            if entries:
+                place = entries[-1].position
+                manifests.advance(self._database, target.name, {}, position=place)
+            if len(entries) < _LOG_ENTRIES:
+                break  # its end as it was: with the worker held up nothing is added
         return written
 
     def _put(self, target: Connected, shown: Sequence[Change]) -> tuple[dict[str, tuple[int, int]], int]:
@@ -175,9 +181,9 @@ class Rebuild:
         return counts, encoded
 
     def _known_vectors(self, target: Connected, shown: Sequence[Change]) -> KnownVectors:
-        """Of the collection in use, where the same encoder made them."""
+        """Of the collection in use, where it was built in the same way: another dictionary changes vectors too."""
         in_use = self._assembly.connected
-        if in_use.manifest.encoder != target.manifest.encoder or in_use.name == target.name:
+        if in_use.manifest.identity() != target.manifest.identity() or in_use.name == target.name:
             return {}
         counts = self._store.visible_passages([change.article_id for change in shown])
         return known_vectors(in_use.collection, counts)
@@ -223,8 +229,16 @@ class Rebuild:
             position = manifests.switch(self._database, target.name, lease)
         finally:
             leases.release(self._database, lease)
+        self._leave_to_the_sweep(target)
         target.collection.switch_alias(self._assembly.settings.milvus.collection)
         self._tell(f"put in use at line {position:,} of the change log")
+
+    def _leave_to_the_sweep(self, target: Connected) -> None:
+        """Rows of revisions that were replaced while the collection was not in use."""
+        _, _, visible = self._store.visible()
+        rows = target.collection.iterate_ids()
+        stale = sorted({article_id for _, article_id, revision in rows if visible.get(article_id) != revision})
+        self._store.leave(stale, grace_seconds=self._assembly.settings.indexers.grace_seconds)
 
     # ---- around it
 
@@ -244,15 +258,16 @@ class Rebuild:
             _at_work.release()
 
     def _drop(self, known: KnownCollection) -> None:
-        manifests.set_state(self._database, known.name, "dropped")
         try:
-            target = self._assembly.opened(known)
+            collection = self._assembly.collection_of(known)
         except NotReady:
-            return  # it was never made
-        try:
-            target.collection.drop()
-        finally:
-            target.close()
+            pass  # it was never made
+        else:
+            try:
+                collection.drop()
+            finally:
+                collection.close()
+        manifests.set_state(self._database, known.name, "dropped")
 
     def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         end = time.monotonic() + seconds

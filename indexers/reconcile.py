@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 
 from sqlalchemy import exists, func, insert, select
 
 from pipeline.connected import Connected
 from pipeline.documents import Change
-from pipeline.storage import signals
+from pipeline.errors import NotReady
+from pipeline.storage import manifests, signals
 from pipeline.storage.articles import CHANGES, ArticleStore
 from pipeline.storage.tables import articles, changes, inbox, leftovers
 
@@ -42,6 +44,9 @@ def verify(
 
     Raises StoreUnavailable.
     """
+    in_use = manifests.active(store.database)
+    if in_use is None or in_use.name != connected.name:
+        raise NotReady(f"the collection {connected.name!r} is not in use any more", "compare again")
     rows = _rows_of(connected, on_progress)
     return [
         *_lacking(store, connected, rows, repair=repair),
@@ -77,6 +82,8 @@ def _lacking(store: ArticleStore, connected: Connected, rows: _Rows, *, repair: 
                 found[change.article_id] = Difference(change.article_id, told, mended=repair)
         if repair and found:
             _write_again(connected, store.shown_of(list(found)))
+            for article_id in found:
+                _log_again(store, article_id)  # every index reads it again
         yield from found.values()
 
 
@@ -97,7 +104,8 @@ def _surplus(store: ArticleStore, connected: Connected, rows: _Rows, *, repair: 
             spared |= set(connection.execute(waiting).scalars())
         shown = store.visible_passages(some)
         keep = {a: shown.get(a, (None, 0))[0] for a in some if a not in spared}
-        surplus = {a: [r for r in rows[a] if r != kept] for a, kept in keep.items()}
+        held = connected.collection.revisions_of(list(keep)) if keep else set()
+        surplus = {a: [r for r in rows[a] if r != kept and (a, r) in held] for a, kept in keep.items()}
         surplus = {a: revisions for a, revisions in surplus.items() if revisions}
         if repair and surplus:
             connected.collection.delete_replaced({a: (keep[a], max(revisions) + 1) for a, revisions in surplus.items()})
@@ -144,7 +152,7 @@ def _log_again(store: ArticleStore, article_id: str) -> None:
             "article_id": row.id,
             "revision": row.revision,
             "seq": row.accepted_seq,
-            "created_at": row.accepted_at,
+            "created_at": datetime.now(UTC),
         }
         connection.execute(insert(changes).values(**values))
         signals.send(connection, CHANGES)

@@ -107,6 +107,7 @@ class IndexerService:
             if stop.is_set():
                 raise NotReady("the comparison was broken off", "it is begun anew the next time")
 
+        self._assembly.ingest()  # a process that only writes changes over to another collection here
         found = reconcile.verify(self._assembly.store, self._assembly.connected, repair=True, on_progress=go_on)
         for difference in found:
             log.warning("the stores did not agree: %s", difference)

@@ -129,17 +129,19 @@ class Worker:
                 stop.wait(_RETRY_SECONDS)
 
     def drain(self, stop: threading.Event | None = None) -> Totals:
-        """Indexes what is in the inbox, or waits until another worker has. Raises Unavailable where a store is away,
-        LeaseLost where another took over."""
+        """Indexes what is in the inbox, or waits until another worker has. Raises Unavailable where a store is away."""
         totals = Totals()
         while self._store.queued(1) and not (stop is not None and stop.is_set()):
             lease = self._acquired()
             if lease is None:
                 time.sleep(self._poll_seconds)
                 continue
-            with leases.kept(self._store.database, lease, _LEASE_SECONDS):
-                self._drain(_Drain(self._ingest(), lease, totals, stop))
-            break
+            try:
+                with leases.kept(self._store.database, lease, _LEASE_SECONDS):
+                    self._drain(_Drain(self._ingest(), lease, totals, stop))
+                break
+            except LeaseLost as error:  # to a rebuild, for a moment, or to another worker that goes on with it
+                log.warning("%s", error)
         return totals
 
     def sweep(self) -> None:

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
 
 from pipeline.connected import Connected, OnApplied
 from pipeline.encoding.encoder import Encoder
@@ -27,6 +29,7 @@ from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.manifests import KnownCollection
+from pipeline.storage.rows import LogEntry
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +102,15 @@ class Assembly:
         coming = self._coming
         return coming.known.name if coming is not None and coming.loaded else self.connected.name
 
-    def connect(self, *, remake: bool = False) -> Connected:
-        """Opens the collection in use, or makes the first one; `remake`: also where one that held articles is lost, empty.
+    def connect(self, *, remake: bool = False, replaced: bool = False) -> Connected:
+        """Opens the collection in use, or makes the first one; `remake`: also where one that held articles is lost, empty;
+        `replaced`: also one built in another way, for a rebuild that puts another in its place.
 
         Raises StoreUnavailable, FolderInUse, ManifestMismatch; NotReady where the store has lost the collection.
         """
         with self._changing:
             if self._connected is None:
-                self._connected = self._first(remake=remake)
+                self._connected = self._first(remake=remake, replaced=replaced)
             return self._connected
 
     def ingest(self) -> Ingest:
@@ -124,6 +128,8 @@ class Assembly:
             if connected.follower.loaded:
                 raise NotReady(f"the collection {in_use.name!r} is being opened", "it is used as soon as it is loaded")
             self._take_over(self.opened(in_use))  # a process that only writes
+            while self._retired:
+                self._retired.pop()[1].close()  # nobody asks it
             return self.connected.ingest
 
     def opened(self, known: KnownCollection, *, create: bool = False) -> Connected:
@@ -131,7 +137,7 @@ class Assembly:
         parts = self.parts.following(known.recipe)
         known.manifest.check(parts.manifest)
         collection = self._collection(known.name, parts.encoder.dim, create=create)
-        return Connected(parts, self.store, collection, known, on_applied=self._applied)
+        return Connected(parts, self.store, collection, known, on_applied=partial(self._applied, known.name))
 
     def catch_up(self) -> None:
         """Applies what changed to the engine that answers and to the one that is about to; changes over when it is time."""
@@ -166,13 +172,13 @@ class Assembly:
             if self.lock is not None:
                 self.lock.release()
 
-    def _first(self, *, remake: bool) -> Connected:
+    def _first(self, *, remake: bool, replaced: bool) -> Connected:
         settings, parts = self.settings, self.parts
         known = manifests.active(self.database)
         counts = self.store.counts()
         if known is not None and not counts and known.manifest.identity() != parts.manifest.identity():
             known = None  # nothing was ever put in: there is nothing to keep to
-        if known is not None:
+        if known is not None and not replaced:
             known.manifest.check(parts.manifest)
         name = known.name if known is not None else manifests.fresh_name(self.database, settings.milvus.collection)
         holds_articles = known is not None and bool(counts.get("indexed"))
@@ -186,15 +192,22 @@ class Assembly:
         if known is None:
             known = manifests.activate(self.database, name, parts.manifest, recipe_of(settings))
             collection.switch_alias(settings.milvus.collection)
-        return Connected(parts, self.store, collection, known, on_applied=self._applied)
+        return Connected(parts, self.store, collection, known, on_applied=partial(self._applied, known.name))
+
+    def collection_of(self, known: KnownCollection) -> Collection:
+        """The collection alone, whatever it was built with. Raises NotReady where there is none."""
+        return self._collection(known.name, known.manifest.dim, create=False)
 
     def _collection(self, name: str, dim: int, *, create: bool) -> Collection:
         chosen = self.settings.milvus
         uri = self.settings.milvus_uri
         return Collection.open(uri=uri, token=chosen.token, name=name, dim=dim, index=chosen.index, create=create)
 
-    def _applied(self, entry: object, now: object) -> None:
-        self.on_applied(entry, now)  # type: ignore[arg-type]  # looked up now: it is set after the start
+    def _applied(self, name: str, entry: LogEntry, now: datetime) -> None:
+        """Tells of what answers see now; not of what is loaded beside them."""
+        here = self._connected
+        if here is None or here.name == name:
+            self.on_applied(entry, now)
 
     def _look_for_another(self) -> None:
         while self._retired and self._retired[0][0] < time.monotonic():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from pipeline.errors import Unavailable
@@ -68,7 +68,8 @@ class Connected:
             self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
         else:
             self._engine = MilvusEngine(collection, parameters)
-        self._stand_in = StandIn(self._engine, collection, store.visible_passages)
+        self._seen_position = 0  # the newest line of the log that an answer of the stand-in may have shown
+        self._stand_in = StandIn(self._engine, collection, self._visible_now)
         self.shadow = ResidentEngine(collection.dim, parameters)  # the canary alone
         self.follower = Follower(
             store,
@@ -93,9 +94,15 @@ class Connected:
 
     def engine(self) -> tuple[Engine, Mapping[str, str]]:
         """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
-        if self.follower.loaded:
+        if self.follower.loaded and self.follower.position >= self._seen_position:
             return self._engine, {}
         return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}
+
+    def _visible_now(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """What the stand-in takes for visible. The engine takes over when it has seen as much: no answer goes back."""
+        found = self._store.visible_passages(article_ids)
+        self._seen_position = max(self._seen_position, self._store.position())
+        return found
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""

@@ -58,6 +58,7 @@ class Follower:
         self._filled = False  # every visible passage of some moment is in the engine
         self._told: dict[str, int | None] = {}  # what this process wrote itself: article → revision in the engine
         self.seq = 0
+        self.behind = False  # True: the log goes on beyond what the collection has rows for
         self.loaded = False
         self.whole = True  # False: applying an article broke off, the engine may hold half of it
 
@@ -145,16 +146,24 @@ class Follower:
 
     def _visible_now(self) -> tuple[int, int, dict[str, int]]:
         """(position, settled seq, article → revision) of a moment that the collection has rows for; without the canary."""
-        bound = self._bound()
         position, seq, visible = self._store.visible()
+        bound = self._bound()
         visible.pop(CANARY, None)
-        return (position if bound is None else min(bound, position)), seq, visible
+        return (position, seq, visible) if bound is None or bound >= position else (bound, self.seq, visible)
 
     def _entries(self) -> tuple[list[LogEntry], int]:
-        bound = self._bound()
-        entries, seq = self._store.log_since(self._position, _LOG_BATCH)
+        try:
+            entries, seq = self._store.log_since(self._position, _LOG_BATCH)
+        except LogPruned:
+            bound = self._bound()
+            if bound is None or self._position < bound:
+                raise
+            self.behind = True
+            return [], self.seq  # the collection has nothing that is newer
+        bound = self._bound()  # after the log: a switch in between would let entries pass that the collection lacks
         within = [e for e in entries if bound is None or e.position <= bound]
-        return within, seq if len(within) == len(entries) else self.seq
+        self.behind = len(within) < len(entries)
+        return within, self.seq if self.behind else seq
 
     def _apply_newest(self, entries: Sequence[LogEntry]) -> int:
         """Applies of each article its newest entry; gives how many were replaced since: a later entry says by what."""
@@ -165,7 +174,9 @@ class Follower:
             self._put(gone, [], _NO_VECTORS)
         replaced = self._fetch({e.article_id: e.revision for e in unknown if e.revision is not None})
         now = datetime.now(UTC)
-        for entry in newest.values():
+        for entry in (
+            newest.values() if self.loaded else ()
+        ):  # what changed while nobody was here says nothing of freshness
             if entry.article_id not in replaced:
                 self._on_applied(entry, now)
         return len(replaced)

@@ -54,9 +54,9 @@ class Parts:
     def following(self, recipe: Recipe) -> Parts:
         """The parts for `recipe`: these, where it asks for nothing else."""
         settings = settings_with(self.settings, recipe)
-        if recipe_of(settings) == recipe_of(self.settings):
+        same = settings.user_words == self.settings.user_words and self.analyser.is_up_to_date(settings.user_words)
+        if same and recipe_of(settings) == recipe_of(self.settings):
             return self
-        same = settings.user_words == self.settings.user_words
         return Parts.open(settings, (lambda: self.analyser) if same else None)
 
 

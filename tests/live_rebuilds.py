@@ -5,6 +5,7 @@ What a check or a stop refuses is counted; every other error is trouble. Knows n
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pipeline.storage.leases import LeaseLost
 from tests.live_processes import Process, Record, opened
 
 RECIPES = ((16, 0), (24, 1), (40, 0))  # tokens of a passage, sentences that two share
+_NAME = re.compile(r"storm_\d+_\d+")
 _PATIENCE = 60.0  # seconds until every reader has loaded the new collection
 _CONDITIONS = Conditions(min_overlap=0, wait_seconds=_PATIENCE)
 
@@ -99,7 +101,7 @@ class Rebuilds:
                 task(Rebuild(assembly, serves=serves, tell=lambda _: None, stopped=self._end.is_set), assembly)
                 self.outcomes["done"] += 1
         except RebuildRefused as error:  # stopped, nothing kept, the log pruned
-            self.outcomes[f"refused: {error.message.split(' (')[0]}"] += 1
+            self.outcomes[f"refused: {_NAME.sub('a collection', error.message.split(' (')[0])}"] += 1
         except LeaseLost:  # a worker that took over from a dead one, in the very moment of the switch
             self.outcomes["refused: a new worker took over"] += 1
         except Exception as error:  # noqa: BLE001 - whatever it is, the test should say it

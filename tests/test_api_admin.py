@@ -279,6 +279,7 @@ def test_asking_is_audited_and_looking_is_not(assembly: Assembly, caplog: pytest
     refused, asked, retried = _audited(caplog)
     assert (refused["key"], refused["status"]) == ("who-may-write", 403)
     assert (asked["key"], asked["route"], asked["status"]) == ("who-may-admin", "/v1/admin/jobs/{name}/run", 202)
+    assert ASKS[0] == f"/v1/admin/jobs/{asked['job']}/run"
     assert (retried["first_seq"], retried["last_seq"]) == (queued[0]["seq"], queued[1]["seq"])
 
 

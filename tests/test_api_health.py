@@ -29,7 +29,7 @@ class Late(Assembly):
 
     error: YeoulError | None = None
 
-    def connect(self, *, remake: bool = False) -> Connected:
+    def connect(self, *, remake: bool = False, replaced: bool = False) -> Connected:
         if self.error is not None:
             raise self.error
         return super().connect()

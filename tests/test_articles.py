@@ -291,7 +291,7 @@ def test_only_articles_that_may_have_old_rows_are_swept(store: ArticleStore, lea
     assert store.due_leftovers() == []
     edited = store.accept(article("고친", body="고침"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("고친", edited.seq, None)]
+    assert store.due_leftovers() == [("고친", edited.seq, edited.seq + 1)]
 
 
 def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleStore, lease: Lease) -> None:
@@ -299,7 +299,7 @@ def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleSt
     store.accept(article("가", body="하나"))
     second = store.accept(article("가", body="둘"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("가", second.seq, None)]
+    assert store.due_leftovers() == [("가", second.seq, second.seq + 1)]
 
 
 def test_old_rows_stay_until_the_grace_of_the_last_change_is_over(store: ArticleStore, lease: Lease) -> None:

@@ -171,7 +171,7 @@ def test_only_the_kept_revision_of_only_that_article_survives(collection: Collec
     target = '글" or 1==1'
     passages = [passage(a, r, o) for a in (target, "글") for r in (1, 2, 3) for o in (0, 1)]
     collection.upsert(passages, vectors_for(len(passages)))
-    collection.delete_replaced({target: (keep, None)})
+    collection.delete_replaced({target: (keep, 1_000_000)})
     assert {id_ for id_, _, _ in collection.iterate_ids()} == {
         p.id for p in passages if p.article_id != target or p.revision == keep
     }

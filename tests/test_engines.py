@@ -75,7 +75,7 @@ class Shelf:
     def sweep(self) -> None:
         for article_id in {a for _, a, _ in self.collection.iterate_ids()}:
             kept = self.visible.get(article_id)
-            self.collection.delete_replaced({article_id: (kept[0].revision if kept else None, None)})
+            self.collection.delete_replaced({article_id: (kept[0].revision if kept else None, 1_000_000)})
 
     @property
     def there(self) -> list[Passage]:

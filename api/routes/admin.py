@@ -99,21 +99,21 @@ async def listed(service: Running) -> Json:
 
 
 @router.post("/jobs/{name}/run", **_ACTING)
-async def run(service: Running, name: JobName) -> Json:
+async def run(service: Running, request: Request, name: JobName) -> Json:
     """Asks for a run as soon as may be, also of a job that is paused."""
-    return await _acted(service, name, "run")
+    return await _acted(service, request, name, "run")
 
 
 @router.post("/jobs/{name}/pause", **_ACTING)
-async def pause(service: Running, name: JobName) -> Json:
+async def pause(service: Running, request: Request, name: JobName) -> Json:
     """Keeps a job from running by itself; a run that is under way goes on."""
-    return await _acted(service, name, "pause")
+    return await _acted(service, request, name, "pause")
 
 
 @router.post("/jobs/{name}/resume", **_ACTING)
-async def resume(service: Running, name: JobName) -> Json:
+async def resume(service: Running, request: Request, name: JobName) -> Json:
     """Lets a paused job run by itself again."""
-    return await _acted(service, name, "resume")
+    return await _acted(service, request, name, "resume")
 
 
 @router.get(
@@ -207,7 +207,9 @@ def overview(service: Service) -> Overview:
     )
 
 
-async def _acted(service: Service, name: str, action: Action) -> Json:
+async def _acted(service: Service, request: Request, name: str, action: Action) -> Json:
+    record_of(request).job = name
+
     def asked() -> Job:
         act(service.store.database, name, action)
         return jobs.find(service.store.database, name)

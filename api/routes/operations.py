@@ -108,6 +108,7 @@ async def act_on_job(service: Running, request: Request, name: JobName, action: 
     """Runs, pauses or resumes a job, and comes back to the page."""
 
     async def asked(_fields: dict[str, str]) -> None:
+        audit.record_of(request).job = name
         await run_in_threadpool(act, service.store.database, name, action)
 
     return await _posted(service, request, asked)

@@ -78,7 +78,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Processes that run together; `servers` answer HTTP, `indexers` is None where the one server indexes itself."""
+    """Processes that run together; `servers` answer HTTP, `indexers` is None where the one server indexes itself. Other
+    commands run in `folder` with `environment`."""
 
     servers: tuple[Running, ...]
     indexers: Running | None
@@ -112,14 +113,14 @@ def deployed(
 ) -> Iterator[Deployment]:
     """A deployment in `folder`: without addresses one process with SQLite and Milvus Lite, else `servers` API processes and
     one of the indexers. Raises NotStarted."""
-    environment = _environment(folder, database_url, milvus_uri, milvus_token)
+    environment = _environment(database_url, milvus_uri, milvus_token)
     ports = _free_ports(servers if milvus_uri else 1)
     serving = tuple(
-        Running(["serve", "--port", str(port)], environment, _made(folder / f"server-{n}"), f"http://127.0.0.1:{port}")
+        _process(["serve", "--port", str(port)], environment, folder / f"server-{n}", f"http://127.0.0.1:{port}")
         for n, port in enumerate(ports)
     )
-    indexing = Running(["indexers", "run"], environment, _made(folder / "indexers")) if milvus_uri else None
-    deployment = Deployment(serving, indexing, folder, environment)
+    indexing = _process(["indexers", "run"], environment, folder / "indexers") if milvus_uri else None
+    deployment = Deployment(serving, indexing, serving[0].folder, serving[0].environment)
     with ExitStack() as ended:
         for running in [*serving, *([indexing] if indexing is not None else [])]:
             running.start()
@@ -129,11 +130,16 @@ def deployed(
         yield deployment
 
 
-def _environment(folder: Path, database_url: str, milvus_uri: str, milvus_token: str) -> dict[str, str]:
+def _process(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, url: str = "") -> Running:
+    """A process that runs in `folder` and keeps there what is its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Running(arguments, {**environment, "YEOUL_DATA_DIR": str(folder / "data")}, folder, url)
+
+
+def _environment(database_url: str, milvus_uri: str, milvus_token: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("YEOUL_")}
     cache = {name: os.environ[name] for name in ("YEOUL_ENCODER__CACHE_DIR",) if name in os.environ}
     given = {
-        "YEOUL_DATA_DIR": str(folder / "data"),
         "YEOUL_DATABASE_URL": database_url,
         "YEOUL_MILVUS__URI": milvus_uri,
         "YEOUL_MILVUS__TOKEN": milvus_token,
@@ -144,11 +150,6 @@ def _environment(folder: Path, database_url: str, milvus_uri: str, milvus_token:
         "PYTHONUTF8": "1",
     }
     return {**inherited, **cache, **given}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _free_ports(count: int) -> list[int]:

@@ -128,9 +128,9 @@ class Collection:
             with self._writing(deletes=True):
                 self._client.delete(self.name, filter=any_of(ID, batch), timeout=_WRITE_SECONDS)
 
-    def delete_replaced(self, keep: Mapping[str, tuple[int | None, int | None]]) -> None:
-        """Deletes, of each article in `keep`, the rows of every revision but the first one given (None: of all) that is below
-        the second one (None: whatever it is).
+    def delete_replaced(self, keep: Mapping[str, tuple[int | None, int]]) -> None:
+        """Deletes, of each article in `keep`, the rows of every revision below the second one given but the first (None: of
+        all of them).
 
         Milvus Lite scans the collection once for a thousand articles, as long as it does for one.
         """
@@ -193,6 +193,14 @@ class Collection:
             vectors = np.array([row[DENSE] for row in found] if with_vectors else [[]] * len(found), dtype=np.float32)
             if found:
                 yield [rows.passage_of(row) for row in found], vectors
+
+    def revisions_of(self, article_ids: Sequence[str]) -> set[tuple[str, int]]:
+        """(article id, revision) of every row of these articles; exact, as `iterate_ids`."""
+        return {
+            rows.parts_of(row[ID])[:2]
+            for some in rows.chunks(article_ids, _DELETE_IDS)
+            for row in self._pages(any_of(ARTICLE_ID, some))
+        }
 
     def iterate_ids(self) -> Iterator[tuple[str, str, int]]:
         """Passage id, article id and revision of every row; complete in the sense of `iterate`."""
@@ -319,8 +327,8 @@ class Collection:
         return list(found[0])
 
 
-def _is_replaced(revision: int, kept: int | None, before: int | None) -> bool:
-    return revision != kept and (before is None or revision < before)
+def _is_replaced(revision: int, kept: int | None, before: int) -> bool:
+    return revision != kept and revision < before
 
 
 def _connected(uri: str, token: str) -> MilvusClient:

@@ -23,7 +23,7 @@ from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, 
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filters import Filter
 from pipeline.index.lexical import part_of
-from pipeline.index.packing import packed, unpacked
+from pipeline.index.packing import PackedPassages, packed, unpacked
 from pipeline.index.vectors import vectors_on
 
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
@@ -144,6 +144,7 @@ class ResidentEngine:
                 lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
                 lexical_attainable=self._lexical.scorer(query.terms).attainable if query.terms is not None else 0.0,
                 lexical_rarest=self._rarest(query.terms, lexical, rows),
+                passages=PackedPassages({self._ids[row] or "": self._packed[row] for row in rows.tolist()}),
             )
 
     def _rarest(self, terms: LexicalQuery | None, lexical: NDArray[np.float64] | None, rows: Rows) -> float:

@@ -86,6 +86,10 @@ class Analyser:
         versions = f"kiwi {kiwipiepy.__version__}, model {kiwipiepy_model.__version__}, rules {_RULES_VERSION}"
         return f"{versions}, user words {self._dictionary_hash or 'none'}"
 
+    def is_up_to_date(self, user_words: Path | None) -> bool:
+        """Whether this Kiwi has the words that the dictionary holds now. Raises InvalidSetting as `open` does."""
+        return self._dictionary_hash == (_user_words(user_words)[1] if user_words else "")
+
     def analyse(self, texts: Iterable[str]) -> Iterator[list[Token]]:
         """The morphemes of each text, in order; lazily, on Kiwi's own threads, without holding the GIL."""
         yield from self.kiwi.tokenize(iter(texts))

@@ -27,7 +27,6 @@ from pipeline.retrieval.snippets import matched_terms, snippet
 log = logging.getLogger(__name__)
 
 _ENCODER_ERRORS = (YeoulError, RuntimeError, MemoryError)  # RuntimeError: what torch raises, out of memory too
-_ATTEMPTS = 3  # a hit replaced between scoring and showing starts the search over; three in a row means a storm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,21 +116,16 @@ class Searcher:
         watch = _Watch()
         understood = self.understand(request)
         watch.lap("understand")
-        for _ in range(_ATTEMPTS):
-            seq = self._seq()
-            engine, degraded = self._engine()
-            candidates, failed = self.candidates(engine, request, understood)
-            watch.lap("legs")
-            fused = self.fused(candidates)
-            ranking = rank(candidates, fused)
-            question = request.question(*astuple(self._fusion))
-            shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
-            watch.lap("rank")
-            passages = engine.passages([article.best.passage_id for article in shown])
-            if len(passages) == len(shown):
-                break
-        else:
-            shown = [article for article in shown if article.best.passage_id in passages]
+        seq = self._seq()  # before the search: what it sees is this or newer
+        engine, degraded = self._engine()
+        candidates, failed = self.candidates(engine, request, understood)
+        watch.lap("legs")
+        fused = self.fused(candidates)
+        ranking = rank(candidates, fused)
+        question = request.question(*astuple(self._fusion))
+        shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
+        watch.lap("rank")
+        passages = {article.best.passage_id: candidates.passages[article.best.passage_id] for article in shown}
         hits = self._hits(shown, passages, understood, fused)
         watch.lap("show")
         return SearchResult(

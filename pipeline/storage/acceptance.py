@@ -15,7 +15,7 @@ from pipeline.documents import Article, Change, stored_article
 from pipeline.errors import ArticleNotFound, OlderRevision
 from pipeline.storage import statements
 from pipeline.storage.rows import Accepted
-from pipeline.storage.tables import inbox, pruned
+from pipeline.storage.tables import changes, inbox, pruned
 
 PUSH, SOURCE, BULK = 0, 1, 2  # lanes: what waits in a lower one is indexed first
 _MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
@@ -126,6 +126,12 @@ def settled_up_to(connection: Connection) -> int:
 def pruned_to(connection: Connection, name: Literal["inbox", "changes"]) -> int:
     """Up to which number rows of the inbox, of the change log, may be missing; 0 where none are."""
     return int(connection.execute(select(pruned.c.value).where(pruned.c.name == name)).scalar() or 0)
+
+
+def log_end(connection: Connection) -> int:
+    """The newest line of the change log, also of one that was pruned empty; 0 at the beginning."""
+    last = connection.execute(select(func.max(changes.c.position))).scalar()
+    return int(last) if last is not None else pruned_to(connection, "changes")
 
 
 def article_of(payload: str | None) -> Article | None:

@@ -134,14 +134,19 @@ class ArticleStore:
         with self.database.read() as connection:
             return {article_id: error or "" for article_id, error in connection.execute(query.order_by(inbox.c.seq))}
 
+    def position(self) -> int:
+        """The newest line of the change log; 0 at the beginning."""
+        with self.database.read() as connection:
+            return acceptance.log_end(connection)
+
     def visible(self) -> tuple[int, int, dict[str, int]]:
         """(position of the log, settled seq, article id → visible revision), all of one moment."""
         with self.database.read() as connection:
-            position = connection.execute(select(func.max(changes.c.position))).scalar() or 0
+            position = acceptance.log_end(connection)
             rows = connection.execute(
                 select(articles.c.id, articles.c.revision).where(articles.c.revision.is_not(None))
             )
-            return int(position), acceptance.settled_up_to(connection), {row.id: row.revision for row in rows}
+            return position, acceptance.settled_up_to(connection), {row.id: row.revision for row in rows}
 
     def visible_passages(
         self, article_ids: Iterable[str], *, collection: str | None = None
@@ -177,6 +182,11 @@ class ArticleStore:
             entries = [LogEntry(r.position, r.article_id, r.revision, r.seq, r.lane, r.accepted_at) for r in rows]
             return entries, acceptance.settled_up_to(connection)
 
+    def oldest_position(self) -> int:
+        """The line of the change log from which on it is complete."""
+        with self.database.read() as connection:
+            return acceptance.pruned_to(connection, "changes")
+
     def shown(self, *, after: str = "", limit: int = 200) -> list[Change]:
         """The visible articles with ids above `after`, in order of id: each as the change (its revision) that shows it."""
         query = select(articles).where(articles.c.id > after, articles.c.revision.is_not(None)).order_by(articles.c.id)
@@ -198,11 +208,11 @@ class ArticleStore:
 
         Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`.
         """
-        now = datetime.now(UTC)
-        due = now + timedelta(seconds=grace_seconds)
         shown: set[int] = set()
         with self.database.write() as connection:
             check_lease(connection, lease)
+            now = datetime.now(UTC)  # after whatever was waited for: the grace begins when readers can see it
+            due = now + timedelta(seconds=grace_seconds)
             for start in range(0, len(done), _SQL_VARIABLES):
                 shown |= commits.commit(connection, done[start : start + _SQL_VARIABLES], now=now, due=due)
             signals.send(connection, CHANGES)
@@ -231,9 +241,10 @@ class ArticleStore:
         with self.database.write() as connection:
             return commits.prune(connection, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
 
-    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None, int | None]]:
-        """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number of its oldest
-        change that still waits: rows from there on may be somebody's who is about to commit them."""
+    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None, int]]:
+        """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number below which rows
+        may go: that of its oldest change that still waits, or the next after its newest. Rows from there on may be of a
+        change that is accepted, written and committed while the sweep goes on."""
         waits = inbox.alias()
         oldest = (
             select(func.min(waits.c.seq))
@@ -241,13 +252,20 @@ class ArticleStore:
             .scalar_subquery()
         )
         query = (
-            select(leftovers.c.article_id, articles.c.revision, oldest)
+            select(leftovers.c.article_id, articles.c.revision, func.coalesce(oldest, articles.c.accepted_seq + 1))
             .join(articles, articles.c.id == leftovers.c.article_id)
             .where(leftovers.c.due_at <= datetime.now(UTC))
             .limit(limit)
         )
         with self.database.read() as connection:
             return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+    def leave(self, article_ids: Sequence[str], *, grace_seconds: float) -> None:
+        """Notes that these articles have rows of replaced revisions, due after `grace_seconds`."""
+        due = datetime.now(UTC) + timedelta(seconds=grace_seconds)
+        with self.database.write() as connection:
+            for article_id in article_ids:
+                commits.note_leftovers(connection, article_id, due)
 
     def forget_leftovers(self, article_ids: Sequence[str], before: datetime) -> None:
         """Their old rows are gone; an entry that became due after `before` stays."""

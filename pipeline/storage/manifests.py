@@ -17,10 +17,10 @@ from sqlalchemy import Connection, Row, delete, func, insert, literal, select, u
 
 from pipeline.errors import YeoulError
 from pipeline.index.manifest import Manifest
-from pipeline.storage import signals
+from pipeline.storage import acceptance, signals
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, check_lease
-from pipeline.storage.tables import articles, changes, collections, passage_counts
+from pipeline.storage.tables import articles, collections, passage_counts
 
 State = Literal["building", "ready", "active", "kept", "dropped"]
 Recipe = Mapping[str, Any]  # the settings that rows depend on, as JSON: see `parts.recipe_of`
@@ -39,6 +39,7 @@ class KnownCollection:
     position: int | None
     last_article: str | None
     created_at: datetime
+    left_at: datetime | None = None  # when another one took its place; None where it was never in use, or is
 
 
 class Incomplete(YeoulError):
@@ -94,7 +95,7 @@ def begin(database: StateDatabase, name: str, manifest: Manifest, recipe: Recipe
     """Notes a collection that is to be built, from the end of the change log as it is now."""
     now = datetime.now(UTC)
     with database.write() as connection:
-        position = _log_end(connection)
+        position = acceptance.log_end(connection)
         values = _values(manifest, recipe, "building", position, now) | {"last_article": ""}
         connection.execute(insert(collections).values(name=name, **values))
     return KnownCollection(name, manifest, recipe, "building", position, "", now)
@@ -144,7 +145,7 @@ def switch(database: StateDatabase, name: str, lease: Lease) -> int:
     """
     with database.write() as connection:
         check_lease(connection, lease)
-        position = _log_end(connection)
+        position = acceptance.log_end(connection)
         before = connection.execute(select(collections.c.name).where(collections.c.active)).scalar_one()
         mine = (passage_counts.c.article_id == articles.c.id) & (passage_counts.c.collection == name)
         same = mine & (passage_counts.c.revision == articles.c.revision)
@@ -177,6 +178,7 @@ def _known(row: Row[Any]) -> KnownCollection:
         position=row.position,
         last_article=row.last_article,
         created_at=row.created_at,
+        left_at=row.left_at,
     )
 
 
@@ -204,7 +206,3 @@ def _count(connection: Connection, name: str, counts: Mapping[str, tuple[int, in
         some = passage_counts.c.article_id.in_(ids[start : start + 500])
         connection.execute(delete(passage_counts).where(mine, some))
     connection.execute(insert(passage_counts), rows)
-
-
-def _log_end(connection: Connection) -> int:
-    return int(connection.execute(select(func.max(changes.c.position))).scalar() or 0)
