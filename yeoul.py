@@ -146,11 +146,10 @@ def serve(
     import uvicorn
 
     from api.app import create_app
-    from pipeline.assembly import Assembly
 
     settings = configuration.load()
     host, port = host or settings.api.host, port or settings.api.port
-    assembly = Assembly.open(settings, command="yeoul serve", progress=True)
+    assembly = _held(settings)
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
     if embedded is not None:
@@ -471,6 +470,22 @@ def indexers_run() -> None:
     finally:
         service.stop()
         assembly.close()
+
+
+def _held(settings: Settings) -> Assembly:
+    """The assembly of a server; a command that has the folder just now is waited for."""
+    from pipeline.assembly import Assembly
+    from pipeline.folder import holder_of
+
+    deadline = time.monotonic() + _FOLDER_SECONDS
+    while True:
+        try:
+            return Assembly.open(settings, command="yeoul serve", progress=True)
+        except FolderInUse:
+            holder = holder_of(settings.data_dir)
+            if (holder is not None and holder.url) or time.monotonic() > deadline:
+                raise  # another server
+        time.sleep(_LOOK_SECONDS)
 
 
 class _Embedded:

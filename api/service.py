@@ -63,6 +63,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
+        self._newest_seq = 0  # of those given here; all below were given as well
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -137,12 +138,16 @@ class Service:
         Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time.
         """
         if min_seq and not self._has_applied(min_seq):
-            if not await run_in_threadpool(self.store.known, min_seq):
+            if min_seq > self._newest_seq and not await run_in_threadpool(self.store.known, min_seq):
                 raise InvalidQuery("min_seq", min_seq, "a seq that was given to a change")
             await self.applied(min_seq)
         result = await anyio.to_thread.run_sync(self.connected.searcher.search, request, limiter=self._searching())
         self.metrics.search(result.timings, result.degraded)
         return result
+
+    def took(self, seq: int) -> None:
+        """A change was accepted here as `seq`: it need not be looked up when somebody asks for it."""
+        self._newest_seq = max(self._newest_seq, seq)
 
     def _searching(self) -> CapacityLimiter:
         """Lets a few searches work at a time: more threads than cores only wait for each other's locks."""

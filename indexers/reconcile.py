@@ -96,14 +96,15 @@ def _surplus(store: ArticleStore, connected: Connected, rows: _Rows, *, repair: 
     _, _, visible = store.visible()
     suspects = [a for a, revisions in rows.items() if set(revisions) != {visible.get(a)}]
     for some in _parts(suspects):
-        with store.database.read() as connection:
+        with store.database.read() as connection:  # of one moment: what is replaced between two looks is only under way
             spared = set(
                 connection.execute(select(leftovers.c.article_id).where(leftovers.c.article_id.in_(some))).scalars()
             )
             waiting = select(inbox.c.article_id).where(inbox.c.article_id.in_(some), inbox.c.state == "queued")
             spared |= set(connection.execute(waiting).scalars())
-        shown = store.visible_passages(some)
-        keep = {a: shown.get(a, (None, 0))[0] for a in some if a not in spared}
+            seen = select(articles.c.id, articles.c.revision).where(articles.c.id.in_(some))
+            shown = {row.id: row.revision for row in connection.execute(seen)}
+        keep = {a: shown.get(a) for a in some if a not in spared}
         held = connected.collection.revisions_of(list(keep)) if keep else set()
         surplus = {a: [r for r in rows[a] if r != kept and (a, r) in held] for a, kept in keep.items()}
         surplus = {a: revisions for a, revisions in surplus.items() if revisions}

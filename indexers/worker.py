@@ -23,7 +23,7 @@ from pipeline.documents import Change
 from pipeline.errors import InvalidInput, TooLarge, Unavailable, YeoulError
 from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases
-from pipeline.storage.acceptance import BULK, PUSH, SOURCE
+from pipeline.storage.acceptance import BULK
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease, LeaseLost
 
@@ -37,12 +37,11 @@ _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait 
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
-_SWEEP_SECONDS = 1.0  # between looks for rows that may go: each of them scans the collection on Milvus Lite
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
 _BACKOFF_SECONDS = 1.0  # before an article's second attempt; then four times as long each time: 1, 4, 16, 64 s
 _BACKOFF_FACTOR = 4
 _PERMANENT = (InvalidInput, TooLarge)  # the article itself is at fault: no other attempt would do better
-_URGENT, _BULK_LANES = (PUSH, SOURCE), (BULK, BULK)  # lanes from .. to
+_BULK_LANES = (BULK, BULK)  # from .. to
 
 
 @dataclass(slots=True)
@@ -80,7 +79,7 @@ class Worker:
     """Drains the inbox. `on_commit` is called after each commit, `on_progress` with the number of settled changes.
 
     `ingest` is asked for whenever the lease is taken: a rebuild that switched to another collection has taken it away
-    before. `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for. A change that
+    before. `sweep_seconds` are between two looks for rows that may go: each scans the collection on Milvus Lite. `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for. A change that
     cannot be indexed is tried `attempts` times, each time after a longer wait.
     """
 
@@ -92,6 +91,7 @@ class Worker:
         alone: bool = False,
         attempts: int = 5,
         poll_seconds: float = 0.5,
+        sweep_seconds: float = 5.0,
         on_commit: Callable[[], None] = lambda: None,
         on_progress: Callable[[int], None] = lambda _settled: None,
     ) -> None:
@@ -100,6 +100,7 @@ class Worker:
         self._alone = alone
         self._attempts = attempts
         self._poll_seconds = poll_seconds
+        self._sweep_seconds = sweep_seconds
         self._on_commit = on_commit
         self._on_progress = on_progress
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -156,10 +157,10 @@ class Worker:
         while not stop.is_set():
             self._drain(_Drain(ingest, lease, Totals(), stop))
             if time.monotonic() >= next_sweep:
+                leases.check(self._store.database, lease)  # a commit would find out, but there may be none for long
                 _sweep(ingest)
-                next_sweep = time.monotonic() + _SWEEP_SECONDS
+                next_sweep = time.monotonic() + self._sweep_seconds
             self._rest(self._poll_seconds)
-            leases.check(self._store.database, lease)
 
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)
@@ -177,16 +178,19 @@ class Worker:
             under_way: deque[_Begun] = deque()
             try:
                 while not drain.stopped:
-                    urgent = _limited(self._store.queued(_BATCH_ARTICLES, lanes=_URGENT))
+                    first = self._store.queued(_BATCH_ARTICLES)  # by lane
+                    urgent = _limited([change for change in first if change.lane < BULK])
                     if urgent:
                         self._done(urgent, drain, partial(drain.ingest.analyse, urgent))
+                    if len(urgent) == len(first) < _BATCH_ARTICLES and not under_way:
+                        if not urgent:
+                            break
+                        continue  # no bulk waits
                     while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, drain.ingest, under_way)):
                         under_way.append(begun)
                     if under_way:
                         batch, analysed = under_way.popleft()
                         self._done(batch, drain, analysed.result)
-                    elif not urgent:
-                        break
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)  # what was only queued is not analysed for nothing
         if drain.totals.passages >= _BULK_PASSAGES:

@@ -122,7 +122,7 @@ class ApiSettings(_Section):
         2.0, gt=0, description="publish to searchable and delete to gone should take no longer, in seconds"
     )
     writes_per_minute: int = Field(
-        6000,
+        60_000,
         ge=0,
         le=1_000_000,
         description="writes of a key in a minute, each article of a bulk call one; 0: any number",

@@ -38,6 +38,7 @@ from tests.faults import Audit, Ledger, Version, until, writing
 from tests.postgres_server import Server, kill, restart, stop
 
 _PATIENCE = 60.0  # seconds until a test gives up waiting
+_STORM_SECONDS = 600  # 90 s with two cores to itself: every kill costs a start
 _SEED = 20_261_121
 _DISK = 48 * 2**20  # bytes: an index of a few articles takes about 5 MB
 _BUSY_SECONDS = 0.3  # instead of half a minute
@@ -116,8 +117,9 @@ def under_load(server: ApiServer) -> Iterator[Ledger]:
 # ---- processes that are killed
 
 
+@pytest.mark.timeout(_STORM_SECONDS)
 def test_an_embedded_installation_that_is_killed_again_and_again_keeps_its_promises(tmp_path: Path) -> None:
-    moments = ("at random", "in a bulk", "after a 202", "in a rebuild", "in a bulk", "at random")
+    moments = ("in a bulk", "after a 202", "in a rebuild")
     with kills.embedded(tmp_path) as (deployment, [target], database):
 
         def strikes(storm: Storm) -> None:
@@ -131,6 +133,7 @@ def test_an_embedded_installation_that_is_killed_again_and_again_keeps_its_promi
 
 @pytest.mark.server
 @pytest.mark.postgres
+@pytest.mark.timeout(_STORM_SECONDS)
 def test_indexers_an_api_process_postgresql_and_milvus_may_die_under_a_load(
     tmp_path: Path, milvus: tuple[MilvusServer, str], postgres_server: Server
 ) -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from pipeline import follower as module
 from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import LogPruned, StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.index.collection import Collection
 from pipeline.index.engine import EngineQuery, Revisions
 from pipeline.index.fields import LexicalParameters, LexicalQuery
+from pipeline.index.manifest import Manifest
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.bigrams import bigrams
+from pipeline.storage import manifests
 from tests.write_path import DIM, Stage
 
 _BODIES = [
@@ -277,3 +279,69 @@ def test_a_change_of_fields_alone_reaches_the_engine(stage: Stage) -> None:
     follower.catch_up()
     shown = contents(stage, follower)
     assert {passage.category for passage, _ in shown.values()} == {"생활"}
+
+
+def test_a_pruned_log_is_made_good_by_reading_what_differs(stage: Stage) -> None:
+    published(stage, "가", _BODIES[0])
+    published(stage, "나", _BODIES[1])
+    published(stage, "라", _BODIES[2])
+    empty, partly = fresh(stage), fresh(stage)
+    published(stage, "가", _BODIES[2])
+    stage.delete("나")
+    published(stage, "다", _BODIES[0])
+    stage.store.prune(0)
+    for follower in (empty, partly):
+        with pytest.raises(LogPruned):
+            stage.store.log_since(follower.position)
+    assert stage.store.log_since(stage.store.position()) == ([], stage.store.settled_up_to())
+    assert empty.catch_up() == 3  # 라 did not change
+    published(stage, "다", _BODIES[1])
+    assert partly.catch_up() == 3
+    assert empty.catch_up() == 1
+    for follower in (empty, partly):
+        assert_equal(stage, follower)
+        assert (follower.seq, follower.behind) == (stage.store.settled_up_to(), False)
+        assert follower.position == stage.store.position()
+        assert follower.catch_up() == 0
+
+
+def test_a_follower_of_a_collection_out_of_use_claims_no_later_change(stage: Stage) -> None:
+    """The collection has rows up to the second line of the log; what comes later stands in another one."""
+    store, collection = stage.store, stage.collection
+    for number, article_id in enumerate(("가", "나")):
+        published(stage, article_id, _BODIES[number])
+    manifest = Manifest(encoder="fake", dim=DIM, tokenizer="", max_tokens=16, overlap_sentences=0, alpha=0.5)
+    manifests.begin(store.database, collection.name, manifest, {})
+    manifests.advance(store.database, collection.name, store.visible_passages(["가", "나"]))
+
+    def followed(position: int | None) -> Follower:
+        follower = Follower(store, collection, engine(), bound=lambda: manifests.bound(store.database, collection.name))
+        follower.load() if position is None else follower.resume(position, position)
+        return follower
+
+    follower = followed(None)
+    assert (follower.position, follower.seq, follower.behind) == (2, 2, False)
+    before = contents(stage, follower)
+    published(stage, "가", _BODIES[2])
+    stage.delete("나")
+    published(stage, "다", _BODIES[0])
+    collection.delete([i for i, _, revision in list(collection.iterate_ids()) if revision > 2])
+    assert follower.catch_up() == 0
+    assert (follower.position, follower.seq, follower.behind) == (2, 2, True)
+    assert contents(stage, follower) == before
+
+    store.prune(0)  # beyond what the collection has
+    slow, late = followed(1), followed(None)
+    for one in (follower, slow, late):
+        one.catch_up()
+        assert (one.position, one.behind, one.seq <= 2) == (2, True, True)
+    assert contents(stage, follower) == before
+
+    ingest, shown = stage.ingest(), store.shown_of(["가", "다"])
+    ingest.put(ingest.analyse(shown), {})
+    counts = store.visible_passages(["가", "다"])
+    manifests.advance(store.database, collection.name, counts, position=store.position())
+    for one in (follower, slow, late):
+        one.catch_up()
+        assert (one.position, one.seq, one.behind) == (5, 5, False)
+        assert_equal(stage, one)

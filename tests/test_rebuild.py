@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from indexers import rebuild as module
@@ -17,8 +18,9 @@ from indexers.golden import compared
 from indexers.rebuild import Conditions, Rebuild, RebuildRefused
 from indexers.reconcile import verify
 from indexers.worker import Worker
-from pipeline.documents import CANARY, Article
+from pipeline.documents import CANARY, Article, passage_id
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.errors import ManifestMismatch
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of
 from pipeline.retrieval.query import SearchRequest
@@ -288,3 +290,127 @@ def test_a_later_start_takes_what_the_settings_leave_open_from_the_index(
     assert parts.manifest.max_tokens == 32
     alias = place.settings.milvus.collection
     assert place.assembly.connected.collection.resolve_alias(alias) == place.assembly.connected.name
+
+
+def test_a_rollback_does_not_take_a_rebuild_that_was_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.publish(*(article(n) for n in range(6)))
+    first = place.assembly.connected.name
+    with monkeypatch.context() as context:
+        context.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+        with pytest.raises(RebuildRefused, match="in common"):
+            place.rebuild().to_recipe(place.recipe(max_tokens=64), Conditions())
+    with pytest.raises(RebuildRefused, match="no collection is kept"):
+        place.rebuild().back(Conditions())
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0))
+    with monkeypatch.context() as context:
+        context.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+        with pytest.raises(RebuildRefused, match="in common"):
+            place.rebuild().to_recipe(place.recipe(max_tokens=16), Conditions())
+        with pytest.raises(RebuildRefused, match="in common"):
+            place.rebuild().back(Conditions())
+    assert place.assembly.connected.manifest.max_tokens == 32
+    [refused] = manifests.known(place.assembly.database, "building", "ready")
+    place.rebuild().back(Conditions(min_overlap=0))
+    assert place.assembly.connected.name == first
+    assert [known.name for known in manifests.known(place.assembly.database, "building")] == [refused.name]
+    place.agrees()
+
+
+def vectors_of(place: Place) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Of all visible passages, in order of article and passage."""
+    counts = place.assembly.store.visible_passages(place.assembly.store.visible()[2])
+    ids = [passage_id(a, revision, n) for a, (revision, passages) in sorted(counts.items()) for n in range(passages)]
+    return place.assembly.connected.collection.read(ids)[1]
+
+
+def test_a_dictionary_edited_in_place_is_rebuilt_with_new_vectors(tmp_path: Path, encoder: KiwiStaticEncoder) -> None:
+    words = tmp_path / "words.tsv"
+    words.write_text("여울모아통장\tNNP\t5\n", encoding="utf-8")
+    place = placed(tmp_path / "data", Analyser.open(words), encoder, user_words=words)
+    recipe = place.recipe()
+    try:
+        place.publish(*(article(n, "확정일자와 여울모아통장을 봅니다.") for n in range(3)))
+        name, before = place.assembly.connected.name, vectors_of(place)
+    finally:
+        place.assembly.close()
+    words.write_text("여울모아통장\tNNP\t5\n확정일자\tNNP\t5\n", encoding="utf-8")
+    own = Analyser.open(words)
+    with pytest.raises(ManifestMismatch, match="user words"):
+        opened(place, own, encoder, replaced=False)
+    opened(place, own, encoder, replaced=True)
+    try:
+        assert place.recipe() == recipe
+        place.rebuild().to_recipe(recipe, Conditions(min_overlap=0))
+        after = vectors_of(place)
+        assert f"3 articles written, {len(after)} passages encoded" in place.told
+        assert place.assembly.connected.name != name
+        assert place.assembly.connected.manifest.tokenizer == own.fingerprint
+        assert after.shape == before.shape
+        assert (np.abs(after - before).max(axis=1) > 0.001).all()
+        shown = place.assembly.store.shown()
+        np.testing.assert_allclose(
+            after, place.assembly.ingest().put(place.assembly.ingest().analyse(shown), {})[0], atol=1e-6
+        )
+        assert len(place.found("확정일자")) == 3
+        place.agrees()
+    finally:
+        place.assembly.close()
+
+
+def opened(place: Place, analyser: Analyser, encoder: KiwiStaticEncoder, *, replaced: bool) -> None:
+    """Opens the place's folder again, as `yeoul rebuild` does (`replaced`) or any other command."""
+    assembly = assembly_of(place.settings, analyser, encoder)
+    try:
+        assembly.connect(replaced=replaced).load()
+    except BaseException:
+        assembly.close()
+        raise
+    place.assembly = assembly
+
+
+def test_rows_that_were_replaced_while_a_collection_was_out_of_use_are_swept_after_the_switch(place: Place) -> None:
+    place.publish(*(article(n) for n in range(6)))
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    place.publish(article(2, "그 사이의 소식"), article(8))
+    place.assembly.store.accept_delete("글04")
+    place.drain()
+    Worker(place.assembly.store, place.assembly.ingest).sweep()  # of the collection in use: the one kept is left alone
+    assert place.assembly.store.due_leftovers() == []
+    place.rebuild().back(Conditions())
+    _, _, visible = place.assembly.store.visible()
+    collection = place.assembly.connected.collection
+    assert {"글02", "글04"} == {a for _, a, revision in collection.iterate_ids() if visible.get(a) != revision}
+    assert {article_id for article_id, _, _ in place.assembly.store.due_leftovers()} == {"글02", "글04"}
+    place.agrees()  # what the sweep will take is no difference
+    Worker(place.assembly.store, place.assembly.ingest).sweep()
+    assert {(a, revision) for _, a, revision in collection.iterate_ids()} == set(visible.items())
+    place.agrees()
+
+
+def test_a_rebuild_left_for_longer_than_the_log_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    place.publish(*(article(n) for n in range(8)))
+
+    def broken_off() -> manifests.KnownCollection:
+        stopped = iter([False, True])
+        work = Rebuild(place.assembly, serves=False, tell=place.told.append, stopped=lambda: next(stopped))
+        with pytest.raises(RebuildRefused, match="stopped"):
+            work.to_recipe(place.recipe(max_tokens=32), Conditions())
+        [begun] = manifests.known(place.assembly.database, "building")
+        return begun
+
+    begun = broken_off()
+    place.assembly.store.prune(0)  # nothing that it lacks is gone
+    place.publish(article(2, "그 사이의 소식"))
+    assert broken_off().name == begun.name
+    assert f"going on with {begun.name}" in place.told
+    place.told.clear()
+    place.assembly.store.prune(0)
+    place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
+    assert not [line for line in place.told if line.startswith("going on")]
+    assert [line for line in place.told if line.startswith("8 articles written")]
+    assert [known.name for known in manifests.known(place.assembly.database, "dropped")] == [begun.name]
+    assert begun.name not in place.assembly.connected.collection.list_collections()
+    assert place.assembly.connected.manifest.max_tokens == 32
+    assert place.found()["글02"] == 9
+    place.agrees()

@@ -30,7 +30,7 @@ def article(article_id: str, body: str = "본문입니다.") -> Article:
 
 def worker_of(stage: Stage, ingest: Ingest | None = None, *, attempts: int = 1, **callbacks: Any) -> Worker:
     chosen = ingest or stage.ingest()
-    return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, **callbacks)
+    return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, sweep_seconds=0, **callbacks)
 
 
 @contextmanager
@@ -328,7 +328,7 @@ def test_what_takes_the_lease_over_stops_a_worker_that_runs_and_it_goes_on_with_
         asked.append(stage.ingest())
         return asked[-1]
 
-    worker = Worker(stage.store, ingest, alone=True, poll_seconds=0.02)
+    worker = Worker(stage.store, ingest, alone=True, poll_seconds=0.02, sweep_seconds=0)
     with running(worker):
         stage.store.accept(article("가"))
         eventually(lambda: stage.store.queue_length() == 0)
