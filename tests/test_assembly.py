@@ -107,6 +107,7 @@ def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Folder) -> 
     kept = indexed.snapshot.read_bytes()
     for assembly in opened(indexed):
         assembly.store.accept_delete("rent")
+        assembly.connect()
         Worker(assembly.store, assembly.ingest).drain()
     indexed.snapshot.write_bytes(kept)
     found, count = answers(indexed)

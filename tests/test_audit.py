@@ -213,9 +213,10 @@ def test_a_file_that_is_there_is_continued_and_keeps_its_mode(tmp_path: Path) ->
 
 
 def test_a_file_that_cannot_be_opened_is_refused_by_the_settings_name(tmp_path: Path) -> None:
-    missing = tmp_path / "no-such-folder" / "audit.log"
+    (tmp_path / "file").write_text("")
+    missing = tmp_path / "file" / "audit.log"
     opened = pytest.raises(InvalidSetting, match=r"setting 'api\.audit_log' should be a file that can be written")
     with opened as caught, AuditLog().kept_in(missing):
         pass
-    assert isinstance(caught.value.__cause__, FileNotFoundError)
-    assert caught.value.__cause__.filename == str(missing)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.filename == str(missing.parent)

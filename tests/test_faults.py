@@ -134,14 +134,12 @@ def test_an_embedded_installation_that_is_killed_again_and_again_keeps_its_promi
 @pytest.mark.server
 @pytest.mark.postgres
 @pytest.mark.timeout(_STORM_SECONDS)
-def test_indexers_an_api_process_postgresql_and_milvus_may_die_under_a_load(
+def test_the_indexers_and_an_api_process_may_die_under_a_load(
     tmp_path: Path, milvus: tuple[MilvusServer, str], postgres_server: Server
 ) -> None:
     moments = {
         "indexers": "after a 202",
         "API process 1": "in a bulk",
-        "PostgreSQL": "at random",
-        "Milvus server": "at random",
     }
     with kills.pair(tmp_path, postgres_server, *milvus) as (deployment, targets, database):
         named = {target.name: target for target in targets}

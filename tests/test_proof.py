@@ -259,8 +259,9 @@ def test_what_is_named_exists(shown: str) -> None:
     elif command[0] == "make":
         assert command[1] in _TARGET.findall((_ROOT / "Makefile").read_text(encoding="utf-8"))
     else:
-        assert file.startswith("tests/benchmarks/")
-        assert (_ROOT / file).is_file()
+        script = f"{command[2].replace('.', '/')}.py" if command[:2] == ["python", "-m"] else file
+        assert script.startswith("tests/benchmarks/")
+        assert (_ROOT / script).is_file()
 
 
 def test_a_name_that_is_gone_would_be_seen() -> None:

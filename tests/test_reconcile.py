@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from indexers import worker as worker_module
 from indexers.reconcile import Difference, verify
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
@@ -171,7 +170,6 @@ def test_each_difference_is_told_and_mended(assembly: Assembly, damage: Damage, 
 def test_beside_a_writer_nothing_is_told_that_is_only_under_way(
     assembly: Assembly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_SWEEP_SECONDS", 0.0)  # rows go as soon as they may
     stop, commits = threading.Event(), count()
     committed = 0
 
@@ -179,7 +177,7 @@ def test_beside_a_writer_nothing_is_told_that_is_only_under_way(
         nonlocal committed
         committed = next(commits) + 1
 
-    worker = Worker(assembly.store, assembly.ingest, attempts=1, poll_seconds=0.01, on_commit=wrote)
+    worker = Worker(assembly.store, assembly.ingest, attempts=1, poll_seconds=0.01, sweep_seconds=0, on_commit=wrote)
 
     def write() -> None:
         for number in count():
