@@ -36,6 +36,7 @@ _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
+_FEW_PASSAGES = 100  # likewise, of pushes one by one: each read looks through what is not flushed
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 _PACE_SECONDS = 0.08  # between two rounds: a batch costs nearly the same for one change and for ten; a push after a pause waits for none
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
@@ -154,13 +155,18 @@ class Worker:
     def _serve(self, lease: Lease, stop: threading.Event) -> None:
         """Drains and sweeps, again and again, as long as the lease holds."""
         ingest = self._ingest()
-        next_sweep = 0.0
+        next_sweep, unflushed = 0.0, 0
         while not stop.is_set():
             begun = time.monotonic()
-            self._drain(_Drain(ingest, lease, Totals(), stop))
+            drain = _Drain(ingest, lease, Totals(), stop)
+            self._drain(drain)
+            unflushed += drain.totals.passages
             if time.monotonic() >= next_sweep:
                 leases.check(self._store.database, lease)  # a commit would find out, but there may be none for long
                 _sweep(ingest)
+                if unflushed >= _FEW_PASSAGES:
+                    ingest.flush()
+                    unflushed = 0
                 next_sweep = time.monotonic() + self._sweep_seconds
             self._rest(self._poll_seconds)
             stop.wait(begun + _PACE_SECONDS - time.monotonic())  # what comes meanwhile is one batch
