@@ -24,6 +24,7 @@ from pipeline import samples
 _ARTICLES = Path(samples.__file__).parent / "articles.jsonl"
 _CLIENTS = 48  # at once: pushes and searches that wait
 _BULK = 500
+_LONGEST_WORK = 3600.0  # seconds
 _WORD = "여울시험{}번"
 _DELETED_EVERY = 4  # of the pushed articles every fourth is deleted again
 _QUERIES = ("월세 세액공제", "전세 대출 갈아타기", "보이스피싱 신고", "해외 결제 수수료", "이체 한도", "연금저축")
@@ -90,12 +91,17 @@ class Driver:
         self._numbers = count(int(time.time()) % 1_000_000 * 1000)
         self._local = threading.local()
 
-    def run(self, seconds: float) -> Load:
+    def run(self, seconds: float, ended: Callable[[], bool] = lambda: False) -> Load:
+        """The load for so many seconds, or until `ended`; what it began is waited for."""
         load = Load()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             beats = [
-                threading.Thread(target=self._beat, args=(pool, self._pushes, seconds, lambda: self._push(load))),
-                threading.Thread(target=self._beat, args=(pool, self._searches, seconds, lambda: self._search(load))),
+                threading.Thread(
+                    target=self._beat, args=(pool, self._pushes, seconds, ended, lambda: self._push(load))
+                ),
+                threading.Thread(
+                    target=self._beat, args=(pool, self._searches, seconds, ended, lambda: self._search(load))
+                ),
             ]
             for beat in beats:
                 beat.start()
@@ -104,10 +110,14 @@ class Driver:
         return load
 
     @staticmethod
-    def _beat(pool: ThreadPoolExecutor, rate: float, seconds: float, action: Callable[[], None]) -> None:
+    def _beat(
+        pool: ThreadPoolExecutor, rate: float, seconds: float, ended: Callable[[], bool], action: Callable[[], None]
+    ) -> None:
         begin = time.monotonic()
         for number in range(int(rate * seconds)):
             time.sleep(max(0.0, begin + number / rate - time.monotonic()))
+            if ended():
+                return
             pool.submit(action)
 
     def _push(self, load: Load) -> None:
@@ -220,7 +230,7 @@ def measured(
     load = driver.run(seconds)
     wrong, during = list(load.wrong), None
     if rebuild is not None:
-        again, took = _beside(rebuild, lambda: driver.run(1.0))
+        again, took = _beside(rebuild, driver)
         wrong += again.wrong
         during = took, percentiles([s for _, s in load.searches])[1], percentiles([s for _, s in again.searches])[1]
     return Figures(
@@ -236,17 +246,11 @@ def measured(
     )
 
 
-def _beside(work: Callable[[], None], load: Callable[[], Load]) -> tuple[Load, float]:
-    """Repeats `load` for as long as `work` takes; everything that was seen, and the seconds it took."""
-    together = Load()
+def _beside(work: Callable[[], None], driver: Driver) -> tuple[Load, float]:
+    """The load for as long as `work` takes, and the seconds that took."""
     begin = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
-        while not working.done():
-            seen = load()
-            together.published += seen.published
-            together.deleted += seen.deleted
-            together.searches += seen.searches
-            together.wrong += seen.wrong
+        load = driver.run(_LONGEST_WORK, ended=working.done)
         working.result()
-    return together, time.monotonic() - begin
+    return load, time.monotonic() - begin

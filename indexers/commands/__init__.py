@@ -1,0 +1,1 @@
+"""The commands of the write side; `yeoul.py` puts them beside the others."""
