@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
 _SEARCHES_AT_ONCE = 1  # beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
-_STUCK_SECONDS = 0.1  # a wait so long asks the state database whether the change is settled by now
+# Most changes show in the log. After so long a wait the state database is asked what became of it, then less and less often.
+_FIRST_QUESTION_SECONDS = 0.1
+_LAST_QUESTION_SECONDS = 1.0
 _NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
 
 
@@ -63,7 +65,6 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
-        self._newest_seq = 0  # of those given here; all below were given as well
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -137,17 +138,11 @@ class Service:
 
         Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time.
         """
-        if min_seq and not self._has_applied(min_seq):
-            if min_seq > self._newest_seq and not await run_in_threadpool(self.store.known, min_seq):
-                raise InvalidQuery("min_seq", min_seq, "a seq that was given to a change")
+        if min_seq:
             await self.applied(min_seq)
         result = await anyio.to_thread.run_sync(self.connected.searcher.search, request, limiter=self._searching())
         self.metrics.search(result.timings, result.degraded)
         return result
-
-    def took(self, seq: int) -> None:
-        """A change was accepted here as `seq`: it need not be looked up when somebody asks for it."""
-        self._newest_seq = max(self._newest_seq, seq)
 
     def _searching(self) -> CapacityLimiter:
         """Lets searches work one after the other: two threads of one interpreter wait for each other at every step, and both
@@ -163,28 +158,32 @@ class Service:
             follower = self.connected.follower
         except NotReady:
             return False
-        return follower.loaded and follower.seq >= seq
+        return follower.has_applied(seq)
 
     async def applied(self, seq: int) -> None:
         """Waits until the change accepted as `seq` is in a final state and applied here.
 
-        Raises NotReady after `api.wait_seconds`.
+        Raises NotReady after `api.wait_seconds`, InvalidQuery for a number that no change was given.
         """
+        if self._has_applied(seq):
+            return
         try:
             with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket() as ticket:
                 round_of_settling: int | None = None
-                next_question = time.monotonic() + _STUCK_SECONDS
+                pause = _FIRST_QUESTION_SECONDS
+                next_question = time.monotonic() + pause
                 while not self._has_applied(seq):
                     ticket.clear()
                     # What is settled stands in the log: a look that begins after that has applied it at its end.
                     if round_of_settling is not None and self._rounds_done > round_of_settling:
                         return
                     if round_of_settling is None and time.monotonic() >= next_question:
-                        next_question = time.monotonic() + _STUCK_SECONDS
                         if await run_in_threadpool(self._is_settled, seq):
                             round_of_settling = self._rounds_begun
                             self._look.set()
-                    with anyio.move_on_after(_STUCK_SECONDS):
+                        pause = min(2 * pause, _LAST_QUESTION_SECONDS)
+                        next_question = time.monotonic() + pause
+                    with anyio.move_on_after(pause):
                         await ticket.wait()
         except TimeoutError as error:
             raise NotReady(
@@ -295,9 +294,13 @@ class Service:
         return False
 
     def _is_settled(self, seq: int) -> bool:
-        """Whether the change is in a final state, though one before it may not be, and this process is able to apply it."""
+        """Whether the change is in a final state, though it has no line in the log or one before it is not, and this process
+        is able to apply it. Raises InvalidQuery."""
+        progress = self.store.progress(seq)
+        if progress == "unknown":
+            raise InvalidQuery("min_seq", seq, "a seq that was given to a change")
         try:
-            return self.connected.follower.loaded and self.store.settled(seq)
+            return self.connected.follower.loaded and progress == "settled"
         except NotReady:
             return False
 

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from indexers.sweeping import sweeping
 from pipeline.documents import Change
 from pipeline.errors import InvalidInput, TooLarge, Unavailable, YeoulError
 from pipeline.ingest import AnalysedPassage, Ingest, Written
@@ -36,7 +37,6 @@ _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
-_FEW_PASSAGES = 100  # likewise, of pushes one by one: each read looks through what is not flushed
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 _PACE_SECONDS = 0.08  # between two rounds: a batch costs nearly the same for one change and for ten; a push after a pause waits for none
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
@@ -81,8 +81,9 @@ class Worker:
     """Drains the inbox. `on_commit` is called after each commit, `on_progress` with the number of settled changes.
 
     `ingest` is asked for whenever the lease is taken: a rebuild that switched to another collection has taken it away
-    before. `sweep_seconds` are between two looks for rows that may go: each scans the collection on Milvus Lite. `alone`: no other worker can be alive, so that a lease which a killed one left is not waited for. A change that
-    cannot be indexed is tried `attempts` times, each time after a longer wait.
+    before. `sweep_seconds` are between two looks for rows that may go: each scans the collection on Milvus Lite. `alone`: no
+    other worker can be alive, so that a lease which a killed one left is not waited for. A change that cannot be indexed is
+    tried `attempts` times, each time after a longer wait.
     """
 
     def __init__(
@@ -150,26 +151,27 @@ class Worker:
     def sweep(self) -> None:
         """Deletes rows of replaced revisions whose grace is over."""
         if self._store.due_leftovers(1):
-            _sweep(self._ingest())
+            ingest = self._ingest()
+            while ingest.sweep():
+                pass
 
     def _serve(self, lease: Lease, stop: threading.Event) -> None:
         """Drains and sweeps, again and again, as long as the lease holds."""
         ingest = self._ingest()
-        next_sweep, unflushed = 0.0, 0
-        while not stop.is_set():
-            begun = time.monotonic()
-            drain = _Drain(ingest, lease, Totals(), stop)
-            self._drain(drain)
-            unflushed += drain.totals.passages
-            if time.monotonic() >= next_sweep:
-                leases.check(self._store.database, lease)  # a commit would find out, but there may be none for long
-                _sweep(ingest)
-                if unflushed >= _FEW_PASSAGES:
-                    ingest.flush()
-                    unflushed = 0
-                next_sweep = time.monotonic() + self._sweep_seconds
-            self._rest(self._poll_seconds)
-            stop.wait(begun + _PACE_SECONDS - time.monotonic())  # what comes meanwhile is one batch
+        with sweeping(self._store.database, ingest, lease, seconds=self._sweep_seconds) as sweeper:
+            next_check = 0.0
+            while not stop.is_set():
+                begun = time.monotonic()
+                if (
+                    begun >= next_check
+                ):  # a commit would find out that the lease is lost, but there may be none for long
+                    leases.check(self._store.database, lease)
+                    next_check = begun + self._sweep_seconds
+                drain = _Drain(ingest, lease, Totals(), stop)
+                self._drain(drain)
+                sweeper.wrote(drain.totals.passages)
+                self._rest(self._poll_seconds)
+                stop.wait(begun + _PACE_SECONDS - time.monotonic())  # what comes meanwhile is one batch
 
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)
@@ -246,11 +248,6 @@ class Worker:
         log.error("article %r cannot be indexed: %s", change.article_id, told)
         self._store.fail(change, told, drain.lease)
         drain.totals.failed += 1
-
-
-def _sweep(ingest: Ingest) -> None:
-    while ingest.sweep():
-        pass
 
 
 def _limited(batch: list[Change]) -> list[Change]:

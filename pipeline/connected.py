@@ -17,7 +17,6 @@ from pipeline.index.snapshot import Place
 from pipeline.ingest import Ingest
 from pipeline.parts import Parts, device_of, fusion_parameters, lexical_parameters
 from pipeline.retrieval.searcher import Searcher
-from pipeline.storage import manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.manifests import KnownCollection
 from pipeline.storage.rows import LogEntry
@@ -61,6 +60,7 @@ class Connected:
             collection=collection,
             store=store,
             grace_seconds=settings.indexers.grace_seconds,
+            carries=not settings.milvus_is_lite,
         )
         self._name = settings.engine
         self._engine: MilvusEngine | ResidentEngine
@@ -76,7 +76,7 @@ class Connected:
             collection,
             self._engine,
             shadow=self.shadow,
-            bound=lambda: manifests.bound(store.database, collection.name),
+            with_rows=settings.engine == "resident",  # the milvus engine needs them in the collection
             on_applied=on_applied,
         )
         self.searcher = Searcher(

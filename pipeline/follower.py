@@ -10,15 +10,19 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 
 import numpy as np
 
 from pipeline.documents import CANARY, Passage, passage_id
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import LogPruned
+from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine, Revisions
+from pipeline.storage import manifests, news
 from pipeline.storage.articles import ArticleStore
+from pipeline.storage.news import News
 from pipeline.storage.rows import LogEntry
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,7 @@ log = logging.getLogger(__name__)
 _LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
 _LOG_BATCH = 200
 _FETCHED_TOGETHER = 200  # passages of several articles in one read of the collection
+_REMEMBERED = 10_000  # changes; who asks for one asks within seconds
 _NOT_TOLD = -1  # no revision: they count from 1
 _NO_VECTORS: FloatArray = np.zeros((0, 0), dtype=np.float32)
 
@@ -33,8 +38,9 @@ _NO_VECTORS: FloatArray = np.zeros((0, 0), dtype=np.float32)
 class Follower:
     """The position of one engine in the change log. `seq`: all changes accepted up to it are applied here.
 
-    `bound` says up to which line of the log the collection has its rows; None, as for a collection that is in use: all of
-    them. `on_applied` is told of each line that this call applied, after it, with the time.
+    A collection that is not in use has its rows up to some line of the log (`manifests.bound`): no further is followed.
+    `with_rows`: those that came with a commit are taken from there, before the collection shows them. `on_applied` is told of
+    each line that was applied, after it, with the time.
     """
 
     def __init__(
@@ -44,19 +50,20 @@ class Follower:
         engine: Engine,
         *,
         shadow: Engine | None = None,
-        bound: Callable[[], int | None] = lambda: None,
+        with_rows: bool = True,
         on_applied: Callable[[LogEntry, datetime], None] = lambda _entry, _now: None,
     ) -> None:
         self._store = store
         self._collection = collection
         self._engine = engine
         self._shadow = shadow
-        self._bound = bound
+        self._with_rows = with_rows
         self._on_applied = on_applied
         self._position = 0
         self._lock = threading.Lock()
         self._filled = False  # every visible passage of some moment is in the engine
         self._told: dict[str, int | None] = {}  # what this process wrote itself: article → revision in the engine
+        self._recent: dict[int, None] = {}  # the newest changes that were applied here, also above `seq`; in order
         self.seq = 0
         self.behind = False  # True: the log goes on beyond what the collection has rows for
         self.loaded = False
@@ -66,6 +73,11 @@ class Follower:
     def position(self) -> int:
         """The last line of the change log that this engine has applied."""
         return self._position
+
+    def has_applied(self, seq: int) -> bool:
+        """Whether the change accepted as `seq` is known to be applied here. False does not say that it is not: a change that
+        has no line in the log (superseded, failed) shows in `seq` alone."""
+        return self.loaded and (seq <= self.seq or seq in self._recent)
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the empty engine with every visible passage, and catches up with what changed meanwhile.
@@ -95,18 +107,20 @@ class Follower:
         while True:
             with self._lock:
                 try:
-                    entries, seq = self._entries()
+                    new = self._news()
                 except LogPruned as error:
                     log.warning("%s", error)
                     applied += self._compare()
                     continue
-                replaced = self._apply_newest(entries)
-                if entries:
-                    self._position = entries[-1].position
-                    applied += len(entries)
+                self.behind = new.behind
+                replaced = self._apply_newest(new)
+                if new.entries:
+                    self._position = new.entries[-1].position
+                    applied += len(new.entries)
                 # What was replaced while this looked stands further on in the log: `seq` is not reached before that.
-                if len(entries) < _LOG_BATCH and not replaced:
-                    self.seq = max(self.seq, seq)
+                if len(new.entries) < _LOG_BATCH and not replaced:
+                    if not new.behind:
+                        self.seq = max(self.seq, new.seq)
                     return applied
 
     def tell(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
@@ -147,39 +161,40 @@ class Follower:
     def _visible_now(self) -> tuple[int, int, dict[str, int]]:
         """(position, settled seq, article → revision) of a moment that the collection has rows for; without the canary."""
         position, seq, visible = self._store.visible()
-        bound = self._bound()
+        bound = manifests.bound(self._store.database, self._collection.name)
         visible.pop(CANARY, None)
         return (position, seq, visible) if bound is None or bound >= position else (bound, self.seq, visible)
 
-    def _entries(self) -> tuple[list[LogEntry], int]:
-        try:
-            entries, seq = self._store.log_since(self._position, _LOG_BATCH)
-        except LogPruned:
-            bound = self._bound()
-            if bound is None or self._position < bound:
-                raise
-            self.behind = True
-            return [], self.seq  # the collection has nothing that is newer
-        bound = self._bound()  # after the log: a switch in between would let entries pass that the collection lacks
-        within = [e for e in entries if bound is None or e.position <= bound]
-        self.behind = len(within) < len(entries)
-        return within, self.seq if self.behind else seq
+    def _news(self) -> News:
+        return news.since(
+            self._store.database,
+            self._position,
+            _LOG_BATCH,
+            collection=self._collection.name,
+            with_rows=self._with_rows,
+        )
 
-    def _apply_newest(self, entries: Sequence[LogEntry]) -> int:
+    def _apply_newest(self, new: News) -> int:
         """Applies of each article its newest entry; gives how many were replaced since: a later entry says by what."""
-        newest = {entry.article_id: entry for entry in entries}
+        newest = {entry.article_id: entry for entry in new.entries}
         unknown = [e for e in newest.values() if self._told.pop(e.article_id, _NOT_TOLD) != e.revision]
         gone = {e.article_id: None for e in unknown if e.revision is None}
         if gone:
             self._put(gone, [], _NO_VECTORS)
-        replaced = self._fetch({e.article_id: e.revision for e in unknown if e.revision is not None})
+        replaced = self._fetch({e.article_id: e.revision for e in unknown if e.revision is not None}, new)
+        if not self.loaded:
+            return len(replaced)  # what changed while nobody was here says nothing of freshness
         now = datetime.now(UTC)
-        for entry in (
-            newest.values() if self.loaded else ()
-        ):  # what changed while nobody was here says nothing of freshness
+        for entry in newest.values():
             if entry.article_id not in replaced:
                 self._on_applied(entry, now)
+        self._remember(entry.seq for entry in new.entries if entry.article_id not in replaced)
         return len(replaced)
+
+    def _remember(self, applied: Iterable[int]) -> None:
+        self._recent |= dict.fromkeys(applied)
+        for seq in list(islice(self._recent, max(0, len(self._recent) - _REMEMBERED))):
+            del self._recent[seq]
 
     def _compare(self) -> int:
         """Makes the engine equal to the registry, whatever it holds; gives the number of articles that differed."""
@@ -189,28 +204,44 @@ class Follower:
         if gone:
             self._put(gone, [], _NO_VECTORS)
         self._told.clear()
-        self._fetch({article_id: shown for article_id, (_, shown) in differing.items() if shown is not None})
+        self._fetch({article_id: shown for article_id, (_, shown) in differing.items() if shown is not None}, None)
         self._position, self.seq = position, max(self.seq, seq)  # what was replaced meanwhile stands after `position`
         return len(differing)
 
-    def _fetch(self, wanted: Mapping[str, int]) -> set[str]:
-        """Reads these revisions from the collection into the engine, some articles at a time; gives those that are not
-        visible any more. Until their next entry the engine shows what it has."""
-        replaced: set[str] = set()
-        counts = self._counts(wanted)
+    def _fetch(self, wanted: Mapping[str, int], new: News | None) -> set[str]:
+        """Reads these revisions into the engine, from `new` or the collection, some articles at a time; gives those that are
+        not visible any more. Until their next entry the engine shows what it has."""
+        counts = new.shown if new is not None else self._counts(wanted)
+        replaced = {
+            article_id for article_id, revision in wanted.items() if counts.get(article_id, (0, 0))[0] != revision
+        }
+        left = {article_id: revision for article_id, revision in wanted.items() if article_id not in replaced}
+        if new is not None:
+            self._take(left, new)
         part: dict[str, int] = {}
         passages = 0
-        for article_id, revision in wanted.items():
-            shown, count = counts.get(article_id, (None, 0))
-            if shown != revision:
-                replaced.add(article_id)
-                continue
+        for article_id, revision in left.items():
+            count = counts[article_id][1]
             if part and passages + count > _FETCHED_TOGETHER:
                 replaced |= self._fetch_part(part, counts)
                 part, passages = {}, 0
             part[article_id] = revision
             passages += count
         return replaced | self._fetch_part(part, counts)
+
+    def _take(self, wanted: dict[str, int], new: News) -> None:
+        """Takes out of `wanted` what came with the commit, and puts it into the engine."""
+        taken: dict[str, int | None] = {}
+        passages: list[Passage] = []
+        vectors: list[FloatArray] = []
+        for article_id, (revision, text) in new.carried.items():
+            if wanted.get(article_id) == revision:
+                some, of_some = rows.from_text(text)
+                passages += some
+                vectors.append(of_some)
+                taken[article_id] = wanted.pop(article_id)
+        if taken:
+            self._put(taken, passages, np.concatenate(vectors))
 
     def _fetch_part(self, part: Mapping[str, int], counts: Mapping[str, tuple[int, int]]) -> set[str]:
         ids = [passage_id(a, revision, n) for a, revision in part.items() for n in range(counts[a][1])]

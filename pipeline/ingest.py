@@ -24,9 +24,11 @@ from pipeline.cleaning import CleanText, clean, clean_title
 from pipeline.documents import Article, Change, Passage, Span, passage_id
 from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder
 from pipeline.encoding.sentence import Prompts
+from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
 from pipeline.korean.morphemes import Analyser, Term, terms_of
+from pipeline.storage.acceptance import BULK
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease
 from pipeline.storage.rows import Indexed
@@ -37,6 +39,8 @@ KnownVectors = Mapping[tuple[str, str], FloatArray]  # (article id, content hash
 
 _TERM_START = itemgetter(1)
 _TOLD_TOGETHER = 100  # passages; taking them in stops searches for some 15 ms
+_CARRIED_PASSAGES = 32  # an article of more is read from the collection: 32 are some 200 kB
+_CARRIED_SECONDS = 60.0  # who follows the log is behind by less than a second, mostly
 _SPECIAL_TOKENS = 4  # begin, end and separator tokens, and one where a sentence's edge is cut otherwise in context
 
 
@@ -213,12 +217,15 @@ class Ingest:
         collection: Collection,
         store: ArticleStore,
         grace_seconds: float = 5.0,
+        carries: bool = False,
     ) -> None:
+        """`carries`: other processes follow the log, and small changes bring their rows with the commit."""
         self._passages = passages
         self._encoder = encoder
         self._collection = collection
         self._store = store
         self._grace_seconds = grace_seconds
+        self._carries = carries
         # Told of the articles that became visible or vanished, after the commit: (id → revision, passages, vectors).
         self.observer: Callable[[Revisions, Sequence[Passage], FloatArray], None] | None = None
 
@@ -230,10 +237,13 @@ class Ingest:
 
     def write(self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], lease: Lease) -> Written:
         """Encodes what is new, writes the rows and commits. Raises what the encoder, the stores and the lease raise."""
-        counts = self._store.visible_passages(change.article_id for change in batch)
+        counts = self._store.visible_passages(
+            change.article_id for change, parts in zip(batch, analysed, strict=True) if parts
+        )
         vectors, encoded = self.put(analysed, known_vectors(self._collection, counts))
-        done = [Indexed(change, len(parts)) for change, parts in zip(batch, analysed, strict=True)]
-        shown = self._store.commit(done, lease, grace_seconds=self._grace_seconds)
+        done = self._done(batch, analysed, vectors)
+        name = self._collection.name
+        shown = self._store.commit(done, lease, grace_seconds=self._grace_seconds, collection=name)
         self._tell(batch, analysed, vectors, shown)
         deleted = sum(1 for change in batch if change.article is None)
         return Written(len(batch) - deleted, deleted, len(vectors), encoded)
@@ -260,14 +270,32 @@ class Ingest:
         """Lets the collection write what it holds in memory into its searchable form; due after a bulk load."""
         self._collection.flush()
 
-    def sweep(self) -> int:
-        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept."""
+    def _done(
+        self, batch: Sequence[Change], analysed: Sequence[list[AnalysedPassage]], vectors: FloatArray
+    ) -> list[Indexed]:
+        done = []
+        end = 0
+        for change, parts in zip(batch, analysed, strict=True):
+            begin, end = end, end + len(parts)
+            carried = self._carries and change.lane < BULK and 0 < len(parts) <= _CARRIED_PASSAGES
+            text = rows.to_text([one.passage for one in parts], vectors[begin:end]) if carried else ""
+            done.append(Indexed(change, len(parts), text))
+        return done
+
+    def sweep(self, lease: Lease | None = None) -> int:
+        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept. With a `lease` that was
+        lost meanwhile nothing is forgotten, and LeaseLost raised."""
         now = datetime.now(UTC)
         due = self._store.due_leftovers()
         if due:
             self._collection.delete_replaced({article_id: (keep, before) for article_id, keep, before in due})
-            self._store.forget_leftovers([article_id for article_id, _, _ in due], before=now)
+            self._store.forget_leftovers([article_id for article_id, _, _ in due], before=now, lease=lease)
         return len(due)
+
+    def drop_carried(self) -> None:
+        """Forgets the rows that went with commits of a while ago: who has not read them yet reads the collection."""
+        if self._carries:
+            self._store.drop_carried(_CARRIED_SECONDS)
 
     def _tell(
         self,
@@ -281,17 +309,17 @@ class Ingest:
             return
         revisions: dict[str, int | None] = {}
         passages: list[Passage] = []
-        rows: list[int] = []
+        places: list[int] = []
         seen = 0
         for number, (change, parts) in enumerate(zip(batch, analysed, strict=True), start=1):
             if change.seq in shown:
                 revisions[change.article_id] = change.seq if parts else None
                 passages += [p.passage for p in parts]
-                rows += range(seen, seen + len(parts))
+                places += range(seen, seen + len(parts))
             seen += len(parts)
             if len(passages) >= _TOLD_TOGETHER or number == len(batch):
-                self.observer(revisions, passages, vectors[rows])
-                revisions, passages, rows = {}, [], []
+                self.observer(revisions, passages, vectors[places])
+                revisions, passages, places = {}, [], []
 
 
 def known_vectors(collection: Collection, counts: Mapping[str, tuple[int, int]]) -> KnownVectors:

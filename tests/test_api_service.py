@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,27 @@ def test_a_superseded_change_counts_as_applied(assembly: Assembly) -> None:
         worker.drain()
         found = client.get("/v1/search", params={"q": "물떼새", "min_seq": first}).json()["items"]
     assert [item["title"] for item in found] == ["새 제목"]
+
+
+def test_who_waits_for_a_push_waits_for_no_change_before_it(assembly: Assembly) -> None:
+    """A bulk of a million rows, or an article that is tried again in a minute, may be on its way."""
+    with _client(assembly, lambda: None) as client:
+        assert client.post("/v1/articles:bulk", content=json.dumps({"id": "b"} | ARTICLE)).status_code == 200
+        lease = leases.acquire(assembly.database, "worker", "a test", 60)
+        assert lease is not None
+        assembly.store.postpone(assembly.store.queued(1)[0], "try again", lease, seconds=60)
+        leases.release(assembly.database, lease)
+        seq = client.put("/v1/articles/a", json=ARTICLE).json()["seq"]
+        Worker(assembly.store, assembly.ingest).drain()
+        found = client.get("/v1/search", params={"q": "물떼새", "min_seq": seq}).json()
+        assert [item["article_id"] for item in found["items"]] == ["a"]
+        assert found["seq"] < seq  # which says that all up to it are applied
+
+
+def test_a_number_that_no_change_was_given_is_told(assembly: Assembly) -> None:
+    with _client(assembly, lambda: None) as client:
+        answer = client.get("/v1/search", params={"q": "물떼새", "min_seq": 99})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_query")
 
 
 def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import follower as module
+from pipeline import ingest as ingest_module
 from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import LogPruned, StoreUnavailable
@@ -22,8 +23,9 @@ from pipeline.index.engine import EngineQuery, Revisions
 from pipeline.index.fields import LexicalParameters, LexicalQuery
 from pipeline.index.manifest import Manifest
 from pipeline.index.resident import ResidentEngine
+from pipeline.ingest import Ingest
 from pipeline.korean.bigrams import bigrams
-from pipeline.storage import manifests
+from pipeline.storage import leases, manifests, news
 from tests.write_path import DIM, Stage
 
 _BODIES = [
@@ -120,8 +122,12 @@ def test_following_the_log_equals_loading_anew(stage: Stage, before: list[Any], 
 
 
 def _do(stage: Stage, follower: Follower | None, step: str, article_id: str, body: str) -> None:
-    if step == "publish":
-        stage.publish(Article(id=article_id, title="제목", body=body))
+    if step == "publish":  # pushed, its rows with the commit or without, or loaded
+        ingest = stage.ingest(carries=body != _BODIES[1])
+        if body == _BODIES[2]:
+            stage.publish(Article(id=article_id, title="제목", body=body), ingest=ingest)
+        else:
+            published(stage, article_id, body, ingest)
     elif step == "hide":
         stage.publish(Article(id=article_id, title="제목", body=_BODIES[0], visible=False))
     elif step == "delete" and article_id in stage.store.visible()[2]:
@@ -133,9 +139,9 @@ def _do(stage: Stage, follower: Follower | None, step: str, article_id: str, bod
         stage.ingest().sweep()
 
 
-def published(stage: Stage, article_id: str, body: str) -> int:
+def published(stage: Stage, article_id: str, body: str, ingest: Ingest | None = None) -> int:
     answer = stage.store.accept(Article(id=article_id, title="제목", body=body))
-    stage.drain()
+    stage.drain(ingest)
     return answer.seq
 
 
@@ -149,6 +155,82 @@ def test_only_the_newest_revision_is_applied_and_never_a_stale_one(stage: Stage)
     assert follower.catch_up() == 3
     assert recording.applied == [("가", last)]
     assert follower.catch_up() == 0
+
+
+def test_what_comes_with_the_commit_is_not_read_from_the_collection(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower, ingest = fresh(stage), stage.ingest(carries=True)
+    for body in _BODIES:
+        published(stage, "가", body, ingest)
+    published(stage, "나", _BODIES[0], ingest)
+    stage.delete("나")
+    read: list[str] = []
+    real = Collection.read
+
+    def watched(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+        read.extend(ids)
+        return real(collection, ids)
+
+    monkeypatch.setattr(Collection, "read", watched)
+    assert follower.catch_up() == 5
+    assert read == []
+    assert_equal(stage, follower)
+
+    newest = published(stage, "가", _BODIES[0], ingest)
+    seen = len(read)  # the writer looks for vectors it may copy
+    stage.store.drop_carried(0)
+    assert follower.catch_up() == 1
+    assert read[seen:] == [f"가#{newest}#0"]
+    assert_equal(stage, follower)
+
+
+def test_of_a_bulk_and_of_long_articles_nothing_is_carried(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_module, "_CARRIED_PASSAGES", 1)
+    ingest = stage.ingest(carries=True)
+    stage.publish(Article(id="가", title="제목", body=_BODIES[0]), ingest=ingest)
+    published(stage, "나", " ".join(["하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열."] * 4), ingest)
+    published(stage, "다", _BODIES[0], ingest)
+    new = news.since(stage.store.database, 0, 9, collection=stage.collection.name, with_rows=True)
+    assert {article_id: count > 1 for article_id, (_, count) in new.shown.items()} == {
+        "가": False,
+        "나": True,
+        "다": False,
+    }
+    assert list(new.carried) == ["다"]
+    other = news.since(stage.store.database, 0, 9, collection="another", with_rows=True)
+    assert not other.carried
+
+
+def test_a_change_is_applied_though_one_before_it_still_waits(stage: Stage) -> None:
+    follower = fresh(stage)
+    stage.store.accept_many([Article(id=i, title="제목", body="하나") for i in ("가", "나")], source="bulk")
+    pushed = stage.store.accept(Article(id="다", title="제목", body="둘"))
+    batch = stage.store.queued(1)
+    assert [change.seq for change in batch] == [pushed.seq]
+    lease = leases.acquire(stage.store.database, "worker", "test", 60)
+    assert lease is not None
+    ingest = stage.ingest()
+    assert not follower.has_applied(pushed.seq)
+    ingest.write(batch, ingest.analyse(batch), lease)
+    assert not follower.has_applied(pushed.seq)
+    follower.catch_up()
+    assert (follower.seq, follower.has_applied(pushed.seq), follower.has_applied(1)) == (0, True, False)
+    leases.release(stage.store.database, lease)
+    stage.drain()
+    follower.catch_up()
+    assert all(map(follower.has_applied, (1, 2, 3)))
+    assert not follower.has_applied(4)
+
+
+def test_only_so_many_changes_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
+    follower = fresh(stage)
+    for body in (*_BODIES, *_BODIES):
+        published(stage, "가", body)
+        follower.catch_up()
+    assert list(follower._recent) == [5, 6]
+    assert all(map(follower.has_applied, range(1, 7)))  # by `seq`
 
 
 def test_a_log_longer_than_a_batch_is_followed_to_its_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +397,7 @@ def test_a_follower_of_a_collection_out_of_use_claims_no_later_change(stage: Sta
     manifests.advance(store.database, collection.name, store.visible_passages(["가", "나"]))
 
     def followed(position: int | None) -> Follower:
-        follower = Follower(store, collection, engine(), bound=lambda: manifests.bound(store.database, collection.name))
+        follower = Follower(store, collection, engine())
         follower.load() if position is None else follower.resume(position, position)
         return follower
 

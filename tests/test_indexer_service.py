@@ -181,8 +181,8 @@ def test_a_source_of_the_settings_keeps_its_cursor_over_a_restart(place: Place, 
                 eventually(lambda: not jobs.requests(assembly.database))
                 eventually(ended(assembly, jobs_of))
             assert sources.articles_of(assembly.database, "notices") == dict.fromkeys(("글0", "글1", "글2"), "a.jsonl")
-            assert assembly.store.known(3)
-            assert not assembly.store.known(4)  # no change was accepted twice
+            assert assembly.store.progress(3) != "unknown"
+            assert assembly.store.progress(4) == "unknown"  # no change was accepted twice
 
 
 def test_sources_that_cannot_be_read_stop_none_of_the_others(place: Place, notices: Path) -> None:

@@ -6,6 +6,7 @@ The long form is `python tests/benchmarks/storm.py`. The first tests show that m
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.documents import Article
 from pipeline.follower import Follower
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.morphemes import Analyser
-from pipeline.storage.rows import LogEntry
+from pipeline.storage.news import News
 from tests import milvus_server
 from tests.live_model import CATEGORIES, Floors, Model, Sight, composed
 from tests.live_storm import Site, Storm
@@ -91,8 +92,8 @@ def test_a_category_that_nobody_asked_for_is_a_fault_and_its_absence_is_none() -
     assert model.judge(shown, floors, seq=0, asked=asked, whole=True)[1]
 
 
-def _without_deletes(self: Follower, entries: list[LogEntry]) -> int:
-    return apply_newest(self, [entry for entry in entries if entry.revision is not None])
+def _without_deletes(self: Follower, new: News) -> int:
+    return apply_newest(self, replace(new, entries=tuple(entry for entry in new.entries if entry.revision is not None)))
 
 
 def _one_passage_too_few(self: ResidentEngine, rows: list[int]) -> None:

@@ -177,7 +177,7 @@ def test_beside_a_writer_nothing_is_told_that_is_only_under_way(
         nonlocal committed
         committed = next(commits) + 1
 
-    worker = Worker(assembly.store, assembly.ingest, attempts=1, poll_seconds=0.01, sweep_seconds=0, on_commit=wrote)
+    worker = Worker(assembly.store, assembly.ingest, attempts=1, poll_seconds=0.01, sweep_seconds=0.01, on_commit=wrote)
 
     def write() -> None:
         for number in count():

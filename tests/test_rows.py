@@ -14,7 +14,7 @@ from pipeline.documents import Passage
 from pipeline.errors import TooLarge
 from pipeline.index.expressions import any_of, decoded, encoded, equal, filter_expression, microseconds, moment_of
 from pipeline.index.filters import Filter
-from pipeline.index.rows import PASSAGE_FIELDS, batches, id_of, parts_of, passage_of, row_of
+from pipeline.index.rows import PASSAGE_FIELDS, batches, from_text, id_of, parts_of, passage_of, row_of, to_text
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _TERM = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" "), min_size=1, max_size=5)
@@ -56,6 +56,16 @@ def test_a_passage_comes_back_as_it_went(passage: Passage) -> None:
     assert parts_of(row["id"]) == (passage.article_id, passage.revision, passage.ordinal)
     assert id_of(row) == passage.id
     assert size >= len(passage.text.encode()) + VECTOR.nbytes
+
+
+@given(st.lists(passages(), min_size=1, max_size=3), st.data())
+def test_rows_as_text_come_back_as_they_went_bit_by_bit(some: list[Passage], data: st.DataObject) -> None:
+    floats = st.floats(-1, 1, width=32)
+    vectors = np.array([[data.draw(floats) for _ in range(5)] for _ in some], dtype=np.float32)
+    found, of_them = from_text(to_text(some, vectors))
+    assert found == some
+    assert of_them.dtype == np.float32
+    np.testing.assert_array_equal(of_them, vectors)
 
 
 @given(st.none() | _TEXT)

@@ -30,7 +30,7 @@ def article(article_id: str, body: str = "본문입니다.") -> Article:
 
 def worker_of(stage: Stage, ingest: Ingest | None = None, *, attempts: int = 1, **callbacks: Any) -> Worker:
     chosen = ingest or stage.ingest()
-    return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, sweep_seconds=0, **callbacks)
+    return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, sweep_seconds=0.02, **callbacks)
 
 
 @contextmanager
@@ -238,6 +238,46 @@ def test_a_sweep_spares_rows_that_wait_for_their_commit(stage: Stage) -> None:
     worker_of(stage).drain()
     worker_of(stage).sweep()
     assert set(stage.rows()) == {("가", 3)}
+
+
+def test_a_sweep_that_hangs_holds_no_push_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def hanging(_ingest: Ingest, _lease: Lease | None = None) -> int:
+        begun.set()
+        assert over.wait(_PATIENCE)
+        return 0
+
+    monkeypatch.setattr(Ingest, "sweep", hanging)
+    try:
+        with running(worker_of(stage)):
+            assert begun.wait(_PATIENCE)
+            stage.store.accept(article("가"))
+            eventually(lambda: stage.store.queue_length() == 0)
+            over.set()
+    finally:
+        over.set()
+
+
+def test_a_sweep_that_breaks_off_is_told_and_tried_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep, times = Ingest.sweep, iter([StoreUnavailable("collection", "test", "cut off", "plug it in"), OSError("odd")])
+
+    def failing(ingest: Ingest, lease: Lease | None = None) -> int:
+        error = next(times, None)
+        if error is not None:
+            raise error
+        return sweep(ingest, lease)
+
+    monkeypatch.setattr(Ingest, "sweep", failing)
+    with caplog.at_level(logging.WARNING), running(worker_of(stage)):
+        for body in ("하나", "둘"):
+            stage.store.accept(article("가", body))
+            eventually(lambda: stage.store.queue_length() == 0)
+        eventually(lambda: set(stage.rows()) == {("가", 2)})
+    told = [record.getMessage() for record in caplog.records if record.name == "indexers.sweeping"]
+    assert [line.split(":")[0] for line in told] == ["a sweep broke off"] * 2
 
 
 def test_a_push_goes_before_a_bulk_that_came_earlier(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,14 @@ class Stage:
     analyser: Analyser
     uri: str
 
-    def ingest(self, encoder: Encoder | None = None, *, grace: float = 0.0, max_tokens: int = _ONE_PARAGRAPH) -> Ingest:
+    def ingest(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        grace: float = 0.0,
+        max_tokens: int = _ONE_PARAGRAPH,
+        carries: bool = False,
+    ) -> Ingest:
         encoder = encoder or self.encoder
         return Ingest(
             passages=Passages(self.analyser, encoder, ChunkingParameters(max_tokens, overlap_sentences=0)),
@@ -35,6 +42,7 @@ class Stage:
             collection=self.collection,
             store=self.store,
             grace_seconds=grace,
+            carries=carries,
         )
 
     def publish(self, *articles: Article, ingest: Ingest | None = None) -> Written:

@@ -176,7 +176,6 @@ def _accepted(request: Request, accept: Callable[[], Accepted]) -> Accepted:
 
 
 async def _answered(service: Service, accepted: Accepted, *, wait: bool) -> Json:
-    service.took(accepted.seq)
     service.wake()
     content = {
         "id": accepted.article_id,

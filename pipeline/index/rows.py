@@ -134,6 +134,18 @@ def passage_of(row: Mapping[str, Any]) -> Passage:
     )
 
 
+def to_text(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> str:
+    """The rows of `passages` with `vectors`, float32 (len(passages), dim), as JSON; `from_text` reads it."""
+    made = [row_of(passage, vector)[0] for passage, vector in zip(passages, vectors, strict=True)]
+    return orjson.dumps(made, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def from_text(text: str) -> tuple[list[Passage], NDArray[np.float32]]:
+    """The passages and their vectors, float32 (n, dim), of which `to_text` made `text`: the same, bit by bit."""
+    made = orjson.loads(text)
+    return [passage_of(row) for row in made], np.array([row[DENSE] for row in made], dtype=np.float32)
+
+
 def id_of(row: Mapping[str, Any]) -> str:
     """The passage id of `row`."""
     return decoded(row[ID]) or ""

@@ -18,6 +18,7 @@ from pipeline.storage.rows import Accepted
 from pipeline.storage.tables import changes, inbox, pruned
 
 PUSH, SOURCE, BULK = 0, 1, 2  # lanes: what waits in a lower one is indexed first
+Progress = Literal["unknown", "queued", "settled"]  # of a change; what was pruned was settled
 _MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
 
 
@@ -106,7 +107,7 @@ def waiting(connection: Connection, limit: int, *, lanes: tuple[int, int], after
     return [_change(row) for row in connection.execute(query)]
 
 
-def progress(connection: Connection, seq: int) -> Literal["unknown", "queued", "settled"]:
+def progress(connection: Connection, seq: int) -> Progress:
     """Where the change accepted as `seq` stands; one that was pruned was settled."""
     state = connection.execute(select(inbox.c.state).where(inbox.c.seq == seq)).scalar_one_or_none()
     if state is None:

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Select, delete, func, select
 
 from pipeline.documents import CANARY, Article, Change
 from pipeline.errors import ArticleNotFound, LogPruned, OlderRevision, YeoulError
-from pipeline.storage import acceptance, commits, signals, statements
-from pipeline.storage.acceptance import BULK, PUSH, article_of
+from pipeline.storage import acceptance, carried, commits, signals, statements
+from pipeline.storage.acceptance import BULK, PUSH, Progress, article_of
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, check_lease
 from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, LogEntry
@@ -113,13 +113,12 @@ class ArticleStore:
 
     def settled(self, seq: int) -> bool:
         """True when the change accepted as `seq` is in a final state (indexed, superseded, failed, deleted)."""
-        with self.database.read() as connection:
-            return acceptance.progress(connection, seq) == "settled"
+        return self.progress(seq) == "settled"
 
-    def known(self, seq: int) -> bool:
-        """True when a change was accepted as `seq`."""
+    def progress(self, seq: int) -> Progress:
+        """Where the change accepted as `seq` stands; "unknown": no change was."""
         with self.database.read() as connection:
-            return acceptance.progress(connection, seq) != "unknown"
+            return acceptance.progress(connection, seq)
 
     def settled_up_to(self) -> int:
         """The largest S such that every change accepted as S or before is in a final state; 0 at the beginning."""
@@ -156,7 +155,7 @@ class ArticleStore:
         wanted = list(article_ids)
         found: dict[str, tuple[int, int]] = {}
         with self.database.read() as connection:
-            query = _counted_in(connection, collection)
+            query = counted_in(connection, collection)
             for start in range(0, len(wanted), _SQL_VARIABLES):
                 part = wanted[start : start + _SQL_VARIABLES]
                 found |= {row[0]: (row[1], row[2]) for row in connection.execute(query.where(articles.c.id.in_(part)))}
@@ -179,8 +178,7 @@ class ArticleStore:
             if position < acceptance.pruned_to(connection, "changes"):
                 raise LogPruned(position)
             rows = connection.execute(query)
-            entries = [LogEntry(r.position, r.article_id, r.revision, r.seq, r.lane, r.accepted_at) for r in rows]
-            return entries, acceptance.settled_up_to(connection)
+            return [LogEntry.of(row) for row in rows], acceptance.settled_up_to(connection)
 
     def oldest_position(self) -> int:
         """The line of the change log from which on it is complete."""
@@ -202,11 +200,12 @@ class ArticleStore:
 
     # ---- the worker's side
 
-    def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float) -> set[int]:
+    def commit(self, done: Sequence[Indexed], lease: Lease, *, grace_seconds: float, collection: str = "") -> set[int]:
         """Makes `done`, at most one change an article, visible: registry, change log and inbox in one transaction, if
         `lease` still holds. Gives the numbers of those that were shown: what was superseded meanwhile is not.
 
-        Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`.
+        Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`. Rows that are given
+        are of `collection` and kept for those who follow the log.
         """
         shown: set[int] = set()
         with self.database.write() as connection:
@@ -215,6 +214,8 @@ class ArticleStore:
             due = now + timedelta(seconds=grace_seconds)
             for start in range(0, len(done), _SQL_VARIABLES):
                 shown |= commits.commit(connection, done[start : start + _SQL_VARIABLES], now=now, due=due)
+            rows = {d.change.article_id: (d.change.seq, d.rows) for d in done if d.rows and d.change.seq in shown}
+            carried.put(connection, collection, rows, now)
             signals.send(connection, CHANGES)
         return shown
 
@@ -260,6 +261,11 @@ class ArticleStore:
         with self.database.read() as connection:
             return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
+    def drop_carried(self, older_than_seconds: float) -> int:
+        """Forgets rows that were kept beside commits of that age: of how many articles."""
+        with self.database.write() as connection:
+            return carried.drop(connection, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
+
     def leave(self, article_ids: Sequence[str], *, grace_seconds: float) -> None:
         """Notes that these articles have rows of replaced revisions, due after `grace_seconds`."""
         due = datetime.now(UTC) + timedelta(seconds=grace_seconds)
@@ -267,9 +273,11 @@ class ArticleStore:
             for article_id in article_ids:
                 commits.note_leftovers(connection, article_id, due)
 
-    def forget_leftovers(self, article_ids: Sequence[str], before: datetime) -> None:
-        """Their old rows are gone; an entry that became due after `before` stays."""
+    def forget_leftovers(self, article_ids: Sequence[str], before: datetime, lease: Lease | None = None) -> None:
+        """Their old rows are gone; an entry that became due after `before` stays. Raises LeaseLost."""
         with self.database.write() as connection:
+            if lease is not None:
+                check_lease(connection, lease)
             where = leftovers.c.article_id.in_(article_ids) & (leftovers.c.due_at <= before)
             connection.execute(delete(leftovers).where(where))
 
@@ -320,7 +328,7 @@ def accept_in(
     return answers
 
 
-def _counted_in(connection: Connection, collection: str | None) -> Select[Any]:
+def counted_in(connection: Connection, collection: str | None) -> Select[Any]:
     """Article, visible revision and number of passages: of `collection`, unless it is the one in use (None: it is)."""
     state = select(collections.c.state).where(collections.c.name == collection)
     if collection is None or connection.execute(state).scalar() in {None, "active"}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.documents import Article, Change
 
@@ -47,6 +47,7 @@ class Indexed:
 
     change: Change
     passages: int
+    rows: str = ""  # all of them as text, for the processes that follow the log; "" leaves them to the collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class LogEntry:
     seq: int
     lane: int | None
     accepted_at: datetime | None
+
+    @classmethod
+    def of(cls, row: Any) -> LogEntry:
+        """The entry of a row of the table `changes`."""
+        return cls(row.position, row.article_id, row.revision, row.seq, row.lane, row.accepted_at)
 
 
 @dataclass(frozen=True, slots=True)

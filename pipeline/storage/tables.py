@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-HEAD = "0002"  # the newest migration: compared at start, so that a database up to date never imports Alembic
+HEAD = "0003"  # the newest migration: compared at start, so that a database up to date never imports Alembic
 
 metadata = MetaData()
 
@@ -109,6 +109,17 @@ leftovers = Table(
     metadata,
     Column("article_id", String(800), primary_key=True),
     Column("due_at", Moment, nullable=False),
+)
+
+# Rows of the articles that were committed in the last minute, for the processes that follow the log.
+carried = Table(
+    "carried",
+    metadata,
+    Column("collection", String(200), primary_key=True),
+    Column("article_id", String(800), primary_key=True),
+    Column("revision", Number, nullable=False),
+    Column("rows", Text, nullable=False),  # JSON
+    Column("created_at", Moment, nullable=False),
 )
 
 collections = Table(

@@ -1,0 +1,42 @@
+"""Rows of the articles that were committed in the last minute, beside the commit itself.
+
+The processes that follow the change log would else read them from the vector store, which shows a server's readers nothing
+newer than its last time tick: a quarter of a second, on every process, for each change. Knows the rows as text alone.
+Functions over an open connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, insert, select
+
+from pipeline.storage.tables import carried
+
+
+def put(connection: Connection, collection: str, rows: Mapping[str, tuple[int, str]], now: datetime) -> None:
+    """Keeps these rows (article → revision, all its rows as text) of `collection`, in place of those kept before."""
+    if not rows:
+        return
+    connection.execute(delete(carried).where(carried.c.collection == collection, carried.c.article_id.in_(list(rows))))
+    connection.execute(
+        insert(carried),
+        [
+            {"collection": collection, "article_id": article_id, "revision": revision, "rows": text, "created_at": now}
+            for article_id, (revision, text) in rows.items()
+        ],
+    )
+
+
+def of(connection: Connection, collection: str, article_ids: Collection[str]) -> dict[str, tuple[int, str]]:
+    """What is kept of these articles: article → revision, all its rows as text."""
+    query = select(carried.c.article_id, carried.c.revision, carried.c.rows).where(
+        carried.c.collection == collection, carried.c.article_id.in_(article_ids)
+    )
+    return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+
+def drop(connection: Connection, before: datetime) -> int:
+    """Forgets what was kept before that time: how many articles."""
+    return connection.execute(delete(carried).where(carried.c.created_at < before)).rowcount
