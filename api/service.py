@@ -43,7 +43,7 @@ _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
 _SEARCHES_AT_ONCE = 1  # beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
 # Most changes show in the log. After so long a wait the state database is asked what became of it, then less and less often.
-_FIRST_QUESTION_SECONDS = 0.1
+_FIRST_QUESTION_SECONDS = 0.3
 _LAST_QUESTION_SECONDS = 1.0
 _NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
 

@@ -29,6 +29,7 @@ _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
 _BEHIND = 50  # changes; with fewer to write the worker is held up
 _LOOK_SECONDS = 0.2
+_SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
 _SEEN_SECONDS = 60.0  # for this process to change over after the switch: loading is over by then
 _LEASE_SECONDS = 30.0
 
@@ -44,7 +45,8 @@ class RebuildRefused(YeoulError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
     """What must hold before the switch. `min_overlap`: share of the ten best articles that old and new have in common, on
-    average over the golden queries; `wait_seconds`: how long processes that answer are waited for."""
+    average over the golden queries; `wait_seconds`, and a while for each passage: how long processes that answer are waited
+    for."""
 
     queries: Sequence[str] = ()
     min_overlap: float = 0.5
@@ -101,7 +103,7 @@ class Rebuild:
         try:
             self._fill(target, known)
             self._follow(target)
-            self._check(target.name, conditions)
+            self._check(target, conditions)
             self._switch(target)
         except BaseException:
             manifests.set_state(self._database, known.name, "building")  # nobody need have it in memory any longer
@@ -188,14 +190,13 @@ class Rebuild:
         counts = self._store.visible_passages([change.article_id for change in shown])
         return known_vectors(in_use.collection, counts)
 
-    def _check(self, name: str, conditions: Conditions) -> None:
+    def _check(self, target: Connected, conditions: Conditions) -> None:
         """Waits until every process that answers has loaded the collection, and compares answers."""
-        self._until(
-            lambda: self._assembly.coming(name) is not None, conditions.wait_seconds, f"{name} is not loaded here"
-        )
+        name, seconds = target.name, conditions.wait_seconds + target.collection.count() * _SECONDS_A_PASSAGE
+        self._until(lambda: self._assembly.coming(name) is not None, seconds, f"{name} is not loaded here")
         self._until(
             lambda: all(reader.collection == name for reader in readers.alive(self._database)),
-            conditions.wait_seconds,
+            seconds,
             f"not every process that answers has loaded {name}",
         )
         coming = self._assembly.coming(name)

@@ -34,6 +34,9 @@ from pipeline.storage.rows import LogEntry
 log = logging.getLogger(__name__)
 
 _RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
+_LOOK_SECONDS = 0.25  # between two looks for a collection that is about to be used; a switch itself is noticed at once
+_ROWS_BESIDE = 250  # read at a time beside a collection that answers: some 150 ms of work between two rests
+_LONGEST_REST_SECONDS = 0.5
 _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
 
 
@@ -53,6 +56,7 @@ class Assembly:
         self._coming: _Coming | None = None
         self._retired: deque[tuple[float, Connected]] = deque()
         self._changing = threading.RLock()
+        self._look_due = 0.0  # monotonic
 
     @classmethod
     def open(
@@ -212,6 +216,9 @@ class Assembly:
     def _look_for_another(self) -> None:
         while self._retired and self._retired[0][0] < time.monotonic():
             self._retired.popleft()[1].close()
+        if time.monotonic() < self._look_due and not self.connected.follower.behind:
+            return
+        self._look_due = time.monotonic() + _LOOK_SECONDS
         in_use, ready = self._in_use_and_ready()
         if in_use is None:
             return
@@ -255,6 +262,7 @@ class _Coming:
         self.loaded = False
         self._opened = opened
         self._failed: float | None = None
+        self._worked_since = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {known.name}", daemon=True)
         self._thread.start()
@@ -274,7 +282,8 @@ class _Coming:
         try:
             connected = self.connected = self._opened(self.known)
             connected.searcher.warm_up()
-            connected.follower.load(self._check)
+            self._worked_since = time.monotonic()
+            connected.follower.load(self._check, batch=_ROWS_BESIDE)
             self.loaded = True
         except _Ended:
             return
@@ -286,8 +295,10 @@ class _Coming:
             self._failed = time.monotonic()
 
     def _check(self, _rows: int) -> None:
-        if self._ended.is_set():
+        """Rests as long as the last rows took: searches of this process share the interpreter with it."""
+        if self._ended.wait(min(time.monotonic() - self._worked_since, _LONGEST_REST_SECONDS)):
             raise _Ended
+        self._worked_since = time.monotonic()
 
 
 class _Ended(Exception):

@@ -79,14 +79,14 @@ class Follower:
         has no line in the log (superseded, failed) shows in `seq` alone."""
         return self.loaded and (seq <= self.seq or seq in self._recent)
 
-    def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
+    def load(self, on_progress: Callable[[int], None] = lambda _rows: None, *, batch: int = _LOAD_BATCH) -> None:
         """Fills the empty engine with every visible passage, and catches up with what changed meanwhile.
 
-        After a failure the engine is empty again, so that loading can be tried anew.
+        `on_progress` is told of every `batch` rows. After a failure the engine is empty again, so that loading can be tried anew.
         """
         with self._lock:
             if not self._filled:
-                self._fill(on_progress)
+                self._fill(on_progress, batch)
         self.catch_up()
         self.loaded = True
 
@@ -143,11 +143,11 @@ class Follower:
 
     # ---- under the lock
 
-    def _fill(self, on_progress: Callable[[int], None]) -> None:
+    def _fill(self, on_progress: Callable[[int], None], batch: int) -> None:
         position, seq, visible = self._visible_now()
         added: set[str] = set()
         try:
-            for passages, vectors in self._collection.iterate(_LOAD_BATCH):
+            for passages, vectors in self._collection.iterate(batch):
                 kept = [i for i, p in enumerate(passages) if visible.get(p.article_id) == p.revision]
                 added.update(passages[i].article_id for i in kept)
                 self._engine.add([passages[i] for i in kept], vectors[kept])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.control import Reply
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
+_NICENESS = 10  # of a rebuild that is a process of its own: those that answer on the same machine go first
 _FOLDER_SECONDS = 30.0  # a command waits so long for another command to end or for a server to come up
 
 
@@ -112,6 +114,8 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
         else:
             tell(line["err"])
 
+    if command == "rebuild":
+        os.nice(_NICENESS)
     assembly = Assembly.open(settings, command=f"yeoul {command}", as_built=as_built, progress=sys.stderr.isatty())
     try:
         # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, Row, exists, func, or_, select
+from sqlalchemy import Connection, Row, case, exists, func, or_, select
 
 from pipeline.documents import Article, Change, stored_article
 from pipeline.errors import ArticleNotFound, OlderRevision
@@ -19,6 +19,16 @@ from pipeline.storage.tables import changes, inbox, pruned
 
 PUSH, SOURCE, BULK = 0, 1, 2  # lanes: what waits in a lower one is indexed first
 Progress = Literal["unknown", "queued", "settled"]  # of a change; what was pruned was settled
+# Numbers as SQL, so that who needs several of them asks once: what `pruned_to` and `settled_up_to` give.
+PRUNED = {
+    name: func.coalesce(select(pruned.c.value).where(pruned.c.name == name).scalar_subquery(), 0)
+    for name in ("inbox", "changes")
+}
+_LAST = func.coalesce(select(func.max(inbox.c.seq)).scalar_subquery(), 0)
+SETTLED = func.coalesce(
+    select(func.min(inbox.c.seq) - 1).where(inbox.c.state == "queued").scalar_subquery(),
+    case((PRUNED["inbox"] < _LAST, _LAST), else_=PRUNED["inbox"]),
+)
 _MAX_CLOCK_SKEW = timedelta(minutes=5)  # an updated_at further ahead would lock the article against later edits
 
 
@@ -117,16 +127,12 @@ def progress(connection: Connection, seq: int) -> Progress:
 
 def settled_up_to(connection: Connection) -> int:
     """The largest S such that every change accepted as S or before is in a final state; 0 at the beginning."""
-    first = connection.execute(select(func.min(inbox.c.seq)).where(inbox.c.state == "queued")).scalar()
-    if first is not None:
-        return int(first) - 1
-    last = connection.execute(select(func.max(inbox.c.seq))).scalar()
-    return max(int(last or 0), pruned_to(connection, "inbox"))
+    return int(connection.execute(select(SETTLED)).scalar_one())
 
 
 def pruned_to(connection: Connection, name: Literal["inbox", "changes"]) -> int:
     """Up to which number rows of the inbox, of the change log, may be missing; 0 where none are."""
-    return int(connection.execute(select(pruned.c.value).where(pruned.c.name == name)).scalar() or 0)
+    return int(connection.execute(select(PRUNED[name])).scalar_one())
 
 
 def log_end(connection: Connection) -> int:

@@ -155,7 +155,7 @@ class ArticleStore:
         wanted = list(article_ids)
         found: dict[str, tuple[int, int]] = {}
         with self.database.read() as connection:
-            query = counted_in(connection, collection)
+            query = _counted_in(connection, collection)
             for start in range(0, len(wanted), _SQL_VARIABLES):
                 part = wanted[start : start + _SQL_VARIABLES]
                 found |= {row[0]: (row[1], row[2]) for row in connection.execute(query.where(articles.c.id.in_(part)))}
@@ -328,10 +328,15 @@ def accept_in(
     return answers
 
 
-def counted_in(connection: Connection, collection: str | None) -> Select[Any]:
-    """Article, visible revision and number of passages: of `collection`, unless it is the one in use (None: it is)."""
+def _counted_in(connection: Connection, collection: str | None) -> Select[Any]:
+    """`counted` of `collection`, None: of the one in use."""
     state = select(collections.c.state).where(collections.c.name == collection)
-    if collection is None or connection.execute(state).scalar() in {None, "active"}:
+    return counted(collection, in_use=collection is None or connection.execute(state).scalar() in {None, "active"})
+
+
+def counted(collection: str | None, *, in_use: bool) -> Select[Any]:
+    """Article, visible revision and number of passages: of `collection`, unless it is the one in use."""
+    if in_use:
         return select(articles.c.id, articles.c.revision, articles.c.passages).where(articles.c.revision.is_not(None))
     mine = (passage_counts.c.article_id == articles.c.id) & (passage_counts.c.revision == articles.c.revision)
     return (

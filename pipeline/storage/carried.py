@@ -7,12 +7,13 @@ Functions over an open connection.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Select, delete, insert
 
-from pipeline.storage.tables import carried
+from pipeline.storage.tables import articles, carried
 
 
 def put(connection: Connection, collection: str, rows: Mapping[str, tuple[int, str]], now: datetime) -> None:
@@ -29,12 +30,10 @@ def put(connection: Connection, collection: str, rows: Mapping[str, tuple[int, s
     )
 
 
-def of(connection: Connection, collection: str, article_ids: Collection[str]) -> dict[str, tuple[int, str]]:
-    """What is kept of these articles: article → revision, all its rows as text."""
-    query = select(carried.c.article_id, carried.c.revision, carried.c.rows).where(
-        carried.c.collection == collection, carried.c.article_id.in_(article_ids)
-    )
-    return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+def beside(query: Select[Any], collection: str) -> Select[Any]:
+    """A query over the registry, with what is kept of the visible revision of each article beside it: text or NULL."""
+    same = (carried.c.article_id == articles.c.id) & (carried.c.revision == articles.c.revision)
+    return query.add_columns(carried.c.rows).outerjoin(carried, same & (carried.c.collection == collection))
 
 
 def drop(connection: Connection, before: datetime) -> int:

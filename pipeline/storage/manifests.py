@@ -69,14 +69,9 @@ def known(database: StateDatabase, *states: State) -> list[KnownCollection]:
 
 def bound(database: StateDatabase, name: str) -> int | None:
     """The line of the change log up to which the collection's rows are complete; None for the one in use: all of them."""
-    with database.read() as connection:
-        return bound_in(connection, name)
-
-
-def bound_in(connection: Connection, name: str) -> int | None:
-    """Likewise, within a transaction of the caller."""
     query = select(collections.c.state, collections.c.position).where(collections.c.name == name)
-    row = connection.execute(query).one_or_none()
+    with database.read() as connection:
+        row = connection.execute(query).one_or_none()
     return None if row is None or row.state == "active" else int(row.position or 0)
 
 
