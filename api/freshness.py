@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -57,8 +57,12 @@ class FreshnessWatch:
         self._last: dict[str, float] = {}
         self._canary_at: datetime | None = None
 
-    def applied(self, entry: LogEntry, now: datetime) -> None:
-        """A line of the change log that searches of this process see from `now` on."""
+    def applied(self, entries: Sequence[LogEntry], now: datetime) -> None:
+        """Lines of the change log that searches of this process see from `now` on."""
+        for entry in entries:
+            self._applied(entry, now)
+
+    def _applied(self, entry: LogEntry, now: datetime) -> None:
         if entry.accepted_at is None or (entry.article_id != CANARY and entry.lane != PUSH):
             return  # a bulk load waits for its turn: its age says nothing
         change = "delete" if entry.revision is None else "publish"

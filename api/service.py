@@ -13,8 +13,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Annotated
 from weakref import WeakKeyDictionary
 
@@ -35,13 +36,15 @@ from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
 from pipeline.storage import readers
 from pipeline.storage.articles import CHANGES, ArticleStore
+from pipeline.storage.rows import LogEntry
 from pipeline.storage.signals import Listener
 
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
-_SEARCHES_AT_ONCE = 1  # beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
+_SEARCHES_IN_MEMORY = 1  # at once: beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
+_SEARCHES_BY_MILVUS = 16  # at once
 # Most changes show in the log. After so long a wait the state database is asked what became of it, then less and less often.
 _FIRST_QUESTION_SECONDS = 0.3
 _LAST_QUESTION_SECONDS = 1.0
@@ -65,10 +68,13 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
-        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CapacityLimiter, CapacityLimiter]] = (
+            WeakKeyDictionary()
+        )
         self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._report_due = 0.0  # monotonic
+        self._verify_due = time.monotonic() + settings.indexers.reconcile_hours * 3600
         self._listener: Listener | None = None
         self.freshness = FreshnessWatch(
             self.metrics,
@@ -83,7 +89,7 @@ class Service:
         """Opens the parts that need no collection (seconds) and starts the thread for the others."""
         if self._assembly is None:
             self._assembly = Assembly.open(self.settings, command="yeoul api")
-        self._assembly.on_applied = self.freshness.applied
+        self._assembly.on_applied = self._applied_now
         self._listener = Listener(self._assembly.database, {CHANGES: self.notify})
         self._listener.start()
         self._stop.clear()
@@ -145,13 +151,14 @@ class Service:
         return result
 
     def _searching(self) -> CapacityLimiter:
-        """Lets searches work one after the other: two threads of one interpreter wait for each other at every step, and both
-        take longer than one after the other would."""
+        """Lets searches in memory work one after the other: two threads of one interpreter wait for each other at every step,
+        and both take longer than one after the other would. Those that ask Milvus mostly wait for it."""
         loop = asyncio.get_running_loop()
-        limiter = self._limiters.get(loop)
-        if limiter is None:
-            limiter = self._limiters[loop] = CapacityLimiter(_SEARCHES_AT_ONCE)
-        return limiter
+        limiters = self._limiters.get(loop)
+        if limiters is None:
+            limiters = CapacityLimiter(_SEARCHES_IN_MEMORY), CapacityLimiter(_SEARCHES_BY_MILVUS)
+            self._limiters[loop] = limiters
+        return limiters[0 if self.connected.answers_from_memory else 1]
 
     def _has_applied(self, seq: int) -> bool:
         try:
@@ -251,7 +258,6 @@ class Service:
             self._rounds_begun += 1
             try:
                 self.assembly.catch_up()
-                self._report()
             except YeoulError as error:
                 self._trouble = error
                 log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)
@@ -261,14 +267,34 @@ class Service:
                 self._rounds_done = self._rounds_begun
             self._trouble = None
             self._waiting.announce()
+            try:
+                self._report()
+                self._verify()
+            except YeoulError as error:  # a database that takes no writes stops no search
+                log.warning("not reported: %s", error)
+
+    def _applied_now(self, entries: Sequence[LogEntry], now: datetime) -> None:
+        self.freshness.applied(entries, now)
+        self._waiting.announce()
 
     def _report(self) -> None:
         """Says every few seconds that this process is alive and where it stands."""
         if time.monotonic() < self._report_due:
             return
+        self._report_due = time.monotonic() + readers.REPORT_SECONDS
         assembly = self.assembly
         readers.report(assembly.database, self._name, assembly.newest, assembly.connected.follower.position)
-        self._report_due = time.monotonic() + readers.REPORT_SECONDS
+
+    def _verify(self) -> None:
+        """Now and then compares what is in memory with the registry, and mends it: on a server nobody else can."""
+        hours = self.settings.indexers.reconcile_hours
+        if self.assembly.lock is not None or not hours or time.monotonic() < self._verify_due:
+            return
+        self._verify_due = time.monotonic() + hours * 3600
+        differing = self.connected.follower.compare(repair=True)
+        self.metrics.mended(len(differing))
+        if differing:
+            log.error("%d articles in memory were not as the registry says, and are now", len(differing))
 
     def _until_done(self, step: Callable[[], None]) -> bool:
         """Tries `step` until it succeeds, waiting longer each time; False where the service was stopped before."""

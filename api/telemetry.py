@@ -60,6 +60,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._mended = Counter(
+            "yeoul_index_mended", "Articles in memory that were not as the registry said", registry=self._registry
+        )
         self._late = Gauge(
             "yeoul_freshness_late", "1 when freshness is beyond its objective or not known", registry=self._registry
         )
@@ -84,6 +87,10 @@ class Metrics:
     def fresh(self, *, change: str, origin: str, seconds: float) -> None:
         """A change (publish, delete) of a push or of the canary that searches see after `seconds`."""
         self._fresh.labels(change, origin).observe(seconds)
+
+    def mended(self, articles: int) -> None:
+        """So many articles of the index in memory differed from the registry, and were read anew."""
+        self._mended.inc(articles)
 
     def exposition(self, gauges: Gauges) -> bytes:
         """The text format of Prometheus."""

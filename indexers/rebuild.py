@@ -18,7 +18,7 @@ from indexers.golden import Overlap, compared, overlap_table
 from indexers.worker import LEASE
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
-from pipeline.documents import Change
+from pipeline.documents import CANARY, Change
 from pipeline.errors import LogPruned, NotReady, YeoulError
 from pipeline.ingest import KnownVectors, known_vectors
 from pipeline.storage import leases, manifests, readers
@@ -214,7 +214,7 @@ class Rebuild:
 
     def _titles(self) -> list[str]:
         """Titles of articles, evenly drawn: golden queries where nobody has given any."""
-        ids = sorted(self._store.visible()[2])
+        ids = sorted(self._store.visible()[2].keys() - {CANARY})
         drawn = ids[:: max(1, len(ids) // 50)][:50]
         return [
             c.article.title for c in self._store.shown_of(drawn) if c.article is not None and c.article.title.strip()

@@ -69,14 +69,14 @@ def _rows_of(connected: Connected, on_progress: Callable[[int], None]) -> _Rows:
 def _lacking(store: ArticleStore, connected: Connected, rows: _Rows, *, repair: bool) -> Iterable[Difference]:
     """Visible articles without all of their rows."""
     _, _, visible = store.visible()
-    counts = store.visible_passages(visible)
+    counts = store.visible_passages(visible, collection=connected.name)
     suspects = [a for a, (revision, n) in counts.items() if rows.get(a, {}).get(revision, 0) != n]
     for some in _parts(suspects):
         found: dict[str, Difference] = {}
         for change in store.shown_of(some):
             ids = [f"{change.article_id}#{change.seq}#{n}" for n in range(counts[change.article_id][1])]
             held = len(connected.collection.get(ids))
-            still = store.visible_passages([change.article_id]).get(change.article_id)
+            still = store.visible_passages([change.article_id], collection=connected.name).get(change.article_id)
             if still == counts[change.article_id] and held < len(ids):
                 told = f"{len(ids) - held} of {len(ids)} passages of revision {change.seq} are not in the collection"
                 found[change.article_id] = Difference(change.article_id, told, mended=repair)
@@ -152,7 +152,7 @@ def _log_again(store: ArticleStore, article_id: str) -> None:
         values = {
             "article_id": row.id,
             "revision": row.revision,
-            "seq": row.accepted_seq,
+            "seq": row.revision or 0,  # not the newest accepted one: that may still wait
             "created_at": datetime.now(UTC),
         }
         connection.execute(insert(changes).values(**values))

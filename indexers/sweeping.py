@@ -1,7 +1,8 @@
-"""Beside the worker, on a thread of its own: what must be done now and then and holds no change up.
+"""Beside the worker, on a thread of its own: what must be done now and then, and should hold no change up.
 
-Rows of replaced revisions go once their grace is over, rows kept beside commits are forgotten, and Milvus Lite is told to
-seal what was written. All of it may break off anywhere, and only who has the worker's lease does it.
+Rows of replaced revisions go once their grace is over, rows kept beside commits are forgotten, and Milvus Lite, which has
+one writer at a time, is told to seal what was written. All of it may break off anywhere, and only who has the worker's lease
+does it.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ class Sweeper:
         """So many passages were written, one push after the other."""
         self._unsealed += passages
 
-    def sweep(self) -> None:
-        """Raises LeaseLost, and what the stores raise."""
+    def sweep(self, ended: threading.Event) -> None:
+        """Leaves off between two steps when it is `ended`. Raises LeaseLost, and what the stores raise."""
         leases.check(self._database, self._lease)
-        while self._ingest.sweep(self._lease):
-            pass
         self._ingest.drop_carried()
-        if self._unsealed >= _FEW_PASSAGES:
+        while not ended.is_set() and self._ingest.sweep(self._lease):
+            pass
+        if self._unsealed >= _FEW_PASSAGES and not ended.is_set():
             self._unsealed = 0
             self._ingest.flush()
 
     def run(self, ended: threading.Event, seconds: float) -> None:
         while not ended.wait(seconds):
             try:
-                self.sweep()
+                self.sweep(ended)
             except (LeaseLost, Unavailable) as error:  # the worker finds out too, or the next sweep goes well
                 log.warning("a sweep broke off: %s", error)
             except Exception:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 
 _RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
 _LOOK_SECONDS = 0.25  # between two looks for a collection that is about to be used; a switch itself is noticed at once
-_ROWS_BESIDE = 250  # read at a time beside a collection that answers: some 150 ms of work between two rests
+# Rows read at a time beside a collection that answers: some 40 ms of work between two rests. Milvus Lite scans for each read.
+_ROWS_BESIDE, _ROWS_BESIDE_LITE = 50, 250
+_REST = 2.0  # times the work before it
 _LONGEST_REST_SECONDS = 0.5
 _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
 
@@ -51,7 +53,7 @@ class Assembly:
         self.store = ArticleStore(database)
         self.parts = Parts(settings, analyser, encoder)
         self.lock = lock
-        self.on_applied: OnApplied = lambda _entry, _now: None
+        self.on_applied: OnApplied = lambda _entries, _now: None
         self._connected: Connected | None = None
         self._coming: _Coming | None = None
         self._retired: deque[tuple[float, Connected]] = deque()
@@ -207,11 +209,11 @@ class Assembly:
         uri = self.settings.milvus_uri
         return Collection.open(uri=uri, token=chosen.token, name=name, dim=dim, index=chosen.index, create=create)
 
-    def _applied(self, name: str, entry: LogEntry, now: datetime) -> None:
+    def _applied(self, name: str, entries: Sequence[LogEntry], now: datetime) -> None:
         """Tells of what answers see now; not of what is loaded beside them."""
         here = self._connected
         if here is None or here.name == name:
-            self.on_applied(entry, now)
+            self.on_applied(entries, now)
 
     def _look_for_another(self) -> None:
         while self._retired and self._retired[0][0] < time.monotonic():
@@ -283,7 +285,9 @@ class _Coming:
             connected = self.connected = self._opened(self.known)
             connected.searcher.warm_up()
             self._worked_since = time.monotonic()
-            connected.follower.load(self._check, batch=_ROWS_BESIDE)
+            connected.follower.load(
+                self._check, batch=_ROWS_BESIDE_LITE if connected.parts.settings.milvus_is_lite else _ROWS_BESIDE
+            )
             self.loaded = True
         except _Ended:
             return
@@ -295,8 +299,9 @@ class _Coming:
             self._failed = time.monotonic()
 
     def _check(self, _rows: int) -> None:
-        """Rests as long as the last rows took: searches of this process share the interpreter with it."""
-        if self._ended.wait(min(time.monotonic() - self._worked_since, _LONGEST_REST_SECONDS)):
+        """Rests longer than the last rows took: searches of this process share the interpreter with it."""
+        worked = time.monotonic() - self._worked_since
+        if self._ended.wait(min(_REST * worked, _LONGEST_REST_SECONDS)):
             raise _Ended
         self._worked_since = time.monotonic()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+from pipeline.documents import CANARY
 from pipeline.errors import Unavailable
 from pipeline.follower import Follower
 from pipeline.index import snapshot
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 _SNAPSHOT = "resident.safetensors"
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
-OnApplied = Callable[[LogEntry, datetime], None]
+OnApplied = Callable[[Sequence[LogEntry], datetime], None]
 
 
-def _ignored(_entry: LogEntry, _now: datetime) -> None:
+def _ignored(_entries: Sequence[LogEntry], _now: datetime) -> None:
     pass
 
 
@@ -88,6 +89,11 @@ class Connected:
         )
 
     @property
+    def answers_from_memory(self) -> bool:
+        """Whether searches wait for nothing but the processor now."""
+        return isinstance(self._engine, ResidentEngine) and self.engine()[0] is self._engine
+
+    @property
     def name(self) -> str:
         """The collection's."""
         return self.collection.name
@@ -101,6 +107,7 @@ class Connected:
     def _visible_now(self, article_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
         """What the stand-in takes for visible. The engine takes over when it has seen as much: no answer goes back."""
         found = self._store.visible_passages(article_ids)
+        found.pop(CANARY, None)  # its rows stand in the collection, but in no answer
         self._seen_position = max(self._seen_position, self._store.position())
         return found
 

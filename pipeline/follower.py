@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
 _LOG_BATCH = 200
 _FETCHED_TOGETHER = 200  # passages of several articles in one read of the collection
+_PUT_TOGETHER = 100  # passages; no search should wait for more of them
 _REMEMBERED = 10_000  # changes; who asks for one asks within seconds
 _NOT_TOLD = -1  # no revision: they count from 1
 _NO_VECTORS: FloatArray = np.zeros((0, 0), dtype=np.float32)
@@ -40,7 +41,7 @@ class Follower:
 
     A collection that is not in use has its rows up to some line of the log (`manifests.bound`): no further is followed.
     `with_rows`: those that came with a commit are taken from there, before the collection shows them. `on_applied` is told of
-    each line that was applied, after it, with the time.
+    the newest line of each article that was applied, some at a time, after it, with the time.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Follower:
         *,
         shadow: Engine | None = None,
         with_rows: bool = True,
-        on_applied: Callable[[LogEntry, datetime], None] = lambda _entry, _now: None,
+        on_applied: Callable[[Sequence[LogEntry], datetime], None] = lambda _entries, _now: None,
     ) -> None:
         self._store = store
         self._collection = collection
@@ -181,15 +182,20 @@ class Follower:
         gone = {e.article_id: None for e in unknown if e.revision is None}
         if gone:
             self._put(gone, [], _NO_VECTORS)
-        replaced = self._fetch({e.article_id: e.revision for e in unknown if e.revision is not None}, new)
-        if not self.loaded:
-            return len(replaced)  # what changed while nobody was here says nothing of freshness
-        now = datetime.now(UTC)
-        for entry in newest.values():
-            if entry.article_id not in replaced:
-                self._on_applied(entry, now)
-        self._remember(entry.seq for entry in new.entries if entry.article_id not in replaced)
+        wanted = {e.article_id: e.revision for e in unknown if e.revision is not None}
+        replaced = {a for a, revision in wanted.items() if new.shown.get(a, (0, 0))[0] != revision}
+        left = self._take({a: revision for a, revision in wanted.items() if a not in replaced}, new)
+        self._say(new, newest.keys() - left.keys() - replaced)  # what is read from the collection may take long
+        replaced |= self._fetch(left, new.shown)
+        self._say(new, left.keys() - replaced)
         return len(replaced)
+
+    def _say(self, new: News, article_ids: Set[str]) -> None:
+        """These articles are as the log says now. While loading nothing is said: it would say nothing of freshness."""
+        entries = [entry for entry in new.entries if entry.article_id in article_ids]
+        if self.loaded and entries:
+            self._remember(entry.seq for entry in entries)
+            self._on_applied(list({entry.article_id: entry for entry in entries}.values()), datetime.now(UTC))
 
     def _remember(self, applied: Iterable[int]) -> None:
         self._recent |= dict.fromkeys(applied)
@@ -204,44 +210,48 @@ class Follower:
         if gone:
             self._put(gone, [], _NO_VECTORS)
         self._told.clear()
-        self._fetch({article_id: shown for article_id, (_, shown) in differing.items() if shown is not None}, None)
+        wanted = {article_id: shown for article_id, (_, shown) in differing.items() if shown is not None}
+        self._fetch(wanted, self._counts(wanted))
         self._position, self.seq = position, max(self.seq, seq)  # what was replaced meanwhile stands after `position`
         return len(differing)
 
-    def _fetch(self, wanted: Mapping[str, int], new: News | None) -> set[str]:
-        """Reads these revisions into the engine, from `new` or the collection, some articles at a time; gives those that are
-        not visible any more. Until their next entry the engine shows what it has."""
-        counts = new.shown if new is not None else self._counts(wanted)
-        replaced = {
-            article_id for article_id, revision in wanted.items() if counts.get(article_id, (0, 0))[0] != revision
-        }
-        left = {article_id: revision for article_id, revision in wanted.items() if article_id not in replaced}
-        if new is not None:
-            self._take(left, new)
+    def _take(self, wanted: Mapping[str, int], new: News) -> dict[str, int]:
+        """Puts what came with the commits into the engine, some articles at a time; gives what is left of `wanted`."""
+        left = dict(wanted)
+        taken: dict[str, int | None] = {}
+        passages: list[Passage] = []
+        vectors: list[FloatArray] = []
+        for article_id, (revision, text) in new.carried.items():
+            if left.get(article_id) != revision:
+                continue
+            some, of_some = rows.from_text(text)
+            if taken and len(passages) + len(some) > _PUT_TOGETHER:
+                self._put(taken, passages, np.concatenate(vectors))
+                taken, passages, vectors = {}, [], []
+            taken[article_id] = left.pop(article_id)
+            passages += some
+            vectors.append(of_some)
+        if taken:
+            self._put(taken, passages, np.concatenate(vectors))
+        return left
+
+    def _fetch(self, wanted: Mapping[str, int], counts: Mapping[str, tuple[int, int]]) -> set[str]:
+        """Reads these revisions from the collection into the engine, some articles at a time; gives those that are not
+        visible any more. Until their next entry the engine shows what it has."""
+        replaced: set[str] = set()
         part: dict[str, int] = {}
         passages = 0
-        for article_id, revision in left.items():
-            count = counts[article_id][1]
+        for article_id, revision in wanted.items():
+            shown, count = counts.get(article_id, (None, 0))
+            if shown != revision:
+                replaced.add(article_id)
+                continue
             if part and passages + count > _FETCHED_TOGETHER:
                 replaced |= self._fetch_part(part, counts)
                 part, passages = {}, 0
             part[article_id] = revision
             passages += count
         return replaced | self._fetch_part(part, counts)
-
-    def _take(self, wanted: dict[str, int], new: News) -> None:
-        """Takes out of `wanted` what came with the commit, and puts it into the engine."""
-        taken: dict[str, int | None] = {}
-        passages: list[Passage] = []
-        vectors: list[FloatArray] = []
-        for article_id, (revision, text) in new.carried.items():
-            if wanted.get(article_id) == revision:
-                some, of_some = rows.from_text(text)
-                passages += some
-                vectors.append(of_some)
-                taken[article_id] = wanted.pop(article_id)
-        if taken:
-            self._put(taken, passages, np.concatenate(vectors))
 
     def _fetch_part(self, part: Mapping[str, int], counts: Mapping[str, tuple[int, int]]) -> set[str]:
         ids = [passage_id(a, revision, n) for a, revision in part.items() for n in range(counts[a][1])]

@@ -28,7 +28,7 @@ from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
 from pipeline.korean.morphemes import Analyser, Term, terms_of
-from pipeline.storage.acceptance import BULK
+from pipeline.storage.acceptance import PUSH
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease
 from pipeline.storage.rows import Indexed
@@ -277,7 +277,7 @@ class Ingest:
         end = 0
         for change, parts in zip(batch, analysed, strict=True):
             begin, end = end, end + len(parts)
-            carried = self._carries and change.lane < BULK and 0 < len(parts) <= _CARRIED_PASSAGES
+            carried = self._carries and change.lane == PUSH and 0 < len(parts) <= _CARRIED_PASSAGES
             text = rows.to_text([one.passage for one in parts], vectors[begin:end]) if carried else ""
             done.append(Indexed(change, len(parts), text))
         return done

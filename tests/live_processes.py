@@ -119,6 +119,7 @@ class Mortal(Ingest):
             collection=ordinary._collection,
             store=ordinary._store,
             grace_seconds=ordinary._grace_seconds,
+            carries=ordinary._carries,
         )
         self._ordinary = ordinary
         self._fate = fate
@@ -224,8 +225,7 @@ class Process:
 
     def applied(self, seq: int) -> bool:
         """Whether the change accepted as `seq` is in what this process answers."""
-        follower = self.assembly.connected.follower
-        return follower.loaded and follower.seq >= seq
+        return self.assembly.connected.follower.has_applied(seq)
 
     # ---- reading
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,10 +16,11 @@ from api.app import create_app
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
+from pipeline.errors import StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
-from pipeline.storage import leases
+from pipeline.storage import leases, readers
 from tests.api_server import KEY, assembly_of, settings_in
 
 ARTICLE = {"title": "물떼새", "body": "물떼새가 알을 품는다"}
@@ -125,6 +127,41 @@ def test_a_number_that_no_change_was_given_is_told(assembly: Assembly) -> None:
     with _client(assembly, lambda: None) as client:
         answer = client.get("/v1/search", params={"q": "물떼새", "min_seq": 99})
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_query")
+
+
+def test_a_database_that_takes_no_reports_stops_no_search_and_no_wait(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = threading.Event()
+
+    def report(*_: object) -> None:
+        refused.set()
+        raise StoreUnavailable("state database", "test", "No space left on device", "make room")
+
+    monkeypatch.setattr(readers, "report", report)
+    with _client(
+        assembly, lambda: threading.Thread(target=Worker(assembly.store, assembly.ingest).drain).start()
+    ) as client:
+        assert refused.wait(10)
+        assert client.put("/v1/articles/a?wait=true", json=ARTICLE).status_code == 200
+        assert client.get("/readyz").status_code == 200
+    assert "No space left on device" in caplog.text
+
+
+def test_what_is_wrong_in_memory_is_mended_now_and_then(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "lock", None)  # as on a server: nobody else sees what is in memory here
+    with _client(assembly, lambda: None) as client:
+        client.put("/v1/articles/a", json=ARTICLE)
+        Worker(assembly.store, assembly.ingest).drain()
+        service = client.app.state.service  # type: ignore[attr-defined]
+        engine = assembly.connected.engine()[0]
+        while engine.revisions() != {"a": 1}:
+            time.sleep(0.01)
+        engine.apply({"a": None}, [], np.zeros((0, 0), dtype=np.float32))
+        service._verify_due = 0.0
+        while engine.revisions() != {"a": 1}:
+            time.sleep(0.01)
+        assert "yeoul_index_mended_total 1.0" in client.get("/metrics").text
 
 
 def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:

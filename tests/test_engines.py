@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
-from pipeline.documents import Article, Passage
+from pipeline.documents import CANARY, Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import StoreUnavailable
 from pipeline.index.article_statistics import ArticleStatistics
@@ -538,11 +538,13 @@ def test_a_search_during_loading_says_so_and_finds_what_is_found_afterwards(
         publish(
             *(Article(id=f"글{n}", title=f"{word} 이야기", body=f"{word} 설명입니다.") for n, word in enumerate(WORDS))
         )
+        publish(Article(id=CANARY, title="카나리아", body="카나리아가 전세 대출을 노래합니다."))
         during: list[list[str]] = []
 
         def while_loading(_rows: int) -> None:
             publish(Article(id="글0", title="대출 안내", body="전세 대출 한도를 새로 정했습니다."))
             assert list(search("전세 대출").degraded) == [engine]
+            assert CANARY not in {hit.passage.article_id for hit in search("카나리아 전세 대출").hits}
             during.extend(topped(text) for text in ("전세 대출 한도", "환율"))
 
         before = topped("환율")

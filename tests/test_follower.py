@@ -185,6 +185,51 @@ def test_what_comes_with_the_commit_is_not_read_from_the_collection(
     assert_equal(stage, follower)
 
 
+def test_a_push_is_told_of_before_a_bulk_beside_it_is_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+    follower = Follower(
+        stage.store,
+        stage.collection,
+        engine(),
+        on_applied=lambda entries, _now: told.append(tuple(entry.article_id for entry in entries)),
+    )
+    follower.load()
+    stage.publish(*(Article(id=f"글{n}", title="제목", body=_BODIES[1]) for n in range(3)))
+    pushed = published(stage, "가", _BODIES[0], stage.ingest(carries=True))
+    real, seen = Collection.read, []
+
+    def watched(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+        seen.append((tuple(told), follower.has_applied(pushed), follower.has_applied(1)))
+        return real(collection, ids)
+
+    monkeypatch.setattr(Collection, "read", watched)
+    assert follower.catch_up() == 4
+    assert seen == [((("가",),), True, False)]
+    assert told == [("가",), ("글0", "글1", "글2")]
+
+
+def test_what_came_with_commits_is_put_in_some_articles_at_a_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PUT_TOGETHER", 3)
+    follower = fresh(stage)
+    ingest = stage.ingest(carries=True)
+    for article_id in _IDS:
+        published(stage, article_id, _BODIES[1], ingest)
+    put: list[int] = []
+    real = ResidentEngine.apply
+
+    def watched(self: ResidentEngine, revisions: Revisions, passages: Any, vectors: FloatArray) -> None:
+        put.append(len(passages))
+        real(self, revisions, passages, vectors)
+
+    monkeypatch.setattr(ResidentEngine, "apply", watched)
+    follower.catch_up()
+    monkeypatch.undo()
+    assert put == [3, 1]
+    assert_equal(stage, follower)
+
+
 def test_of_a_bulk_and_of_long_articles_nothing_is_carried(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_module, "_CARRIED_PASSAGES", 1)
     ingest = stage.ingest(carries=True)

@@ -137,30 +137,30 @@ def test_what_takes_too_long_or_does_not_come_is_late(caplog: pytest.LogCaptureF
 
     canary = small_corpus.passages(CANARY, 1, [["카나리아", "여울"]])
     shadow.apply({CANARY: 1}, canary, small_corpus.vectors(canary))
-    watch.applied(entry(1, _STARTED + timedelta(seconds=170)), _STARTED + timedelta(seconds=172))
+    watch.applied([entry(1, _STARTED + timedelta(seconds=170))], _STARTED + timedelta(seconds=172))
     assert (late(352), late(353)) == ("", "no canary for 181 s, one is due every 60 s")
-    watch.applied(entry(1, _STARTED + timedelta(seconds=200)), _STARTED + timedelta(seconds=202.5))
+    watch.applied([entry(1, _STARTED + timedelta(seconds=200))], _STARTED + timedelta(seconds=202.5))
     assert late(203) == "publish to searchable took 2.5 s, the objective is 2 s"
-    watch.applied(entry(1, _STARTED + timedelta(seconds=210)), _STARTED + timedelta(seconds=211))
+    watch.applied([entry(1, _STARTED + timedelta(seconds=210))], _STARTED + timedelta(seconds=211))
     assert late(212) == ""
 
     # A delete that the index does not show is none, and is told; the last canary stays the one before.
-    watch.applied(entry(None, _STARTED + timedelta(seconds=220)), _STARTED + timedelta(seconds=220.1))
+    watch.applied([entry(None, _STARTED + timedelta(seconds=220))], _STARTED + timedelta(seconds=220.1))
     assert watch.state(_STARTED + timedelta(seconds=221)).delete_seconds is None
     assert f"found ['{CANARY}#1#0'], expected []" in caplog.text
     assert late(392) == "no canary for 181 s, one is due every 60 s"
     shadow.apply({CANARY: None}, [], small_corpus.vectors([]))
-    watch.applied(entry(None, _STARTED + timedelta(seconds=230)), _STARTED + timedelta(seconds=233))
+    watch.applied([entry(None, _STARTED + timedelta(seconds=230))], _STARTED + timedelta(seconds=233))
     assert late(234) == "delete to gone took 3.0 s, the objective is 2 s"
     # So is an article that searches do not find.
-    watch.applied(entry(2, _STARTED + timedelta(seconds=240)), _STARTED + timedelta(seconds=240.1))
+    watch.applied([entry(2, _STARTED + timedelta(seconds=240))], _STARTED + timedelta(seconds=240.1))
     assert watch.state().publish_seconds == 1
 
     # A bulk load waits for its turn, and what came from before the times were kept has none: neither is measured.
     before = measured(metrics)
-    watch.applied(entry(1, _STARTED, article_id="글", lane=BULK), _STARTED + timedelta(seconds=90))
-    watch.applied(entry(1, None, article_id="글"), _STARTED)
+    watch.applied([entry(1, _STARTED, article_id="글", lane=BULK)], _STARTED + timedelta(seconds=90))
+    watch.applied([entry(1, None, article_id="글")], _STARTED)
     assert measured(metrics) == before
-    watch.applied(entry(1, _STARTED, article_id="글"), _STARTED + timedelta(seconds=90))
+    watch.applied([entry(1, _STARTED, article_id="글")], _STARTED + timedelta(seconds=90))
     assert measured(metrics) == before | {("publish", "push"): 1}
     assert late(234) == "delete to gone took 3.0 s, the objective is 2 s"  # a push tells nothing of the canary

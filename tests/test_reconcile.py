@@ -167,6 +167,19 @@ def test_each_difference_is_told_and_mended(assembly: Assembly, damage: Damage, 
     assert_whole(assembly, elsewhere)
 
 
+def test_a_repair_beside_an_edit_that_waits_claims_nothing_of_the_edit(assembly: Assembly) -> None:
+    follower = assembly.connected.follower
+    lose_rows(assembly)
+    waiting = assembly.store.accept(article(1, "고친 본문입니다."))
+    assert verify(assembly.store, assembly.connected, repair=True)
+    follower.catch_up()
+    assert assembly.store.progress(waiting.seq) == "queued"
+    assert not follower.has_applied(waiting.seq)
+    drain(assembly)
+    follower.catch_up()
+    assert follower.has_applied(waiting.seq)
+
+
 def test_beside_a_writer_nothing_is_told_that_is_only_under_way(
     assembly: Assembly, monkeypatch: pytest.MonkeyPatch
 ) -> None:

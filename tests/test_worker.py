@@ -259,6 +259,19 @@ def test_a_sweep_that_hangs_holds_no_push_up(stage: Stage, monkeypatch: pytest.M
         over.set()
 
 
+def test_a_stop_does_not_wait_for_everything_that_is_to_be_swept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def endless(_ingest: Ingest, _lease: Lease | None = None) -> int:
+        begun.set()
+        time.sleep(0.01)
+        return 500
+
+    monkeypatch.setattr(Ingest, "sweep", endless)
+    with running(worker_of(stage)):
+        assert begun.wait(_PATIENCE)
+
+
 def test_a_sweep_that_breaks_off_is_told_and_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """Publish → searchable and delete → gone, measured from outside, on every API process, under a steady load.
 
-Each push carries a word that no other article has; a search for it with the push's `min_seq`, on every process, says when it
-is there. Open loop: a push or a search begins at its time, whether those before it have ended or not.
+Half of the pushes are new articles of a sentence, of which half are deleted again; the others correct one of the articles
+of several passages that the index was filled with. Each push carries a word that no other article has; a search for it with
+the push's `min_seq`, on every process, says when it is there. Open loop: a push or a search begins at its time, whether those
+before it have ended or not.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -26,7 +30,7 @@ _CLIENTS = 48  # at once: pushes and searches that wait
 _BULK = 500
 _LONGEST_WORK = 3600.0  # seconds
 _WORD = "여울시험{}번"
-_DELETED_EVERY = 4  # of the pushed articles every fourth is deleted again
+_DELETED_EVERY = 4  # of the pushes, the article of every fourth is deleted again
 _QUERIES = ("월세 세액공제", "전세 대출 갈아타기", "보이스피싱 신고", "해외 결제 수수료", "이체 한도", "연금저축")
 
 
@@ -55,14 +59,22 @@ def filled(deployment: Deployment, passages: int) -> int:
 
 def _batches() -> Iterator[list[bytes]]:
     lines: list[bytes] = []
-    shipped = [orjson.loads(line) for line in _ARTICLES.read_bytes().splitlines() if line.strip()]
     for edition in count(1):
-        for article in shipped:
-            told = {"id": f"{article['id']}-{edition}", "title": f"{article['title']} ({edition}호)"}
-            lines.append(orjson.dumps(article | told | {"updated_at": None}))
+        for article in _shipped():
+            lines.append(orjson.dumps(_edition(article, edition)))
             if len(lines) == _BULK:
                 yield lines
                 lines = []
+
+
+@cache
+def _shipped() -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in _ARTICLES.read_bytes().splitlines() if line.strip()]
+
+
+def _edition(article: dict[str, Any], edition: int) -> dict[str, Any]:
+    told = {"id": f"{article['id']}-{edition}", "title": f"{article['title']} ({edition}호)", "updated_at": None}
+    return article | told
 
 
 def _settled(client: httpx2.Client, seq: int) -> int:
@@ -122,10 +134,12 @@ class Driver:
 
     def _push(self, load: Load) -> None:
         number = next(self._numbers)
-        word, article_id = _WORD.format(number), f"push-{number}"
+        word = _WORD.format(number)
+        article = _corrected(number, word) if number % 2 else _new(number, word)
+        article_id = article.pop("id")
         try:
             begin = time.perf_counter()
-            seq = self._written("PUT", article_id, {"title": f"새 소식 {number}", "body": f"{word} 이야기를 전합니다."})
+            seq = self._written("PUT", article_id, article)
             load.published.append(self._seen(word, article_id, seq, begin, load))
             if number % _DELETED_EVERY == 0:
                 begin = time.perf_counter()
@@ -134,7 +148,7 @@ class Driver:
         except (httpx2.HTTPError, KeyError, orjson.JSONDecodeError) as error:
             load.wrong.append(f"{article_id}: {error!r}")
 
-    def _written(self, method: str, article_id: str, body: dict[str, str] | None) -> int:
+    def _written(self, method: str, article_id: str, body: dict[str, Any] | None) -> int:
         server = self._deployment.servers[hash(article_id) % len(self._deployment.servers)].url
         answer = self._client.request(method, f"{server}/v1/articles/{article_id}", json=body)
         answer.raise_for_status()
@@ -169,6 +183,15 @@ class Driver:
         if client is None:
             client = self._local.client = httpx2.Client(headers=self._deployment.headers, timeout=60)
         return client
+
+
+def _new(number: int, word: str) -> dict[str, Any]:
+    return {"id": f"push-{number}", "title": f"새 소식 {number}", "body": f"{word} 이야기를 전합니다."}
+
+
+def _corrected(number: int, word: str) -> dict[str, Any]:
+    article = _edition(_shipped()[number // 2 % len(_shipped())], 1)
+    return article | {"body": f"{word} 이야기를 전합니다.\n\n{article['body']}"}
 
 
 def percentiles(seconds: Sequence[float]) -> tuple[float, float]:

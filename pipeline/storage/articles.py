@@ -1,7 +1,7 @@
 """The registry of articles, the inbox of accepted changes, and the log of what became visible.
 
 `accept` and `accept_delete` are how a change enters; the worker reads `queued`, and `commit` makes a batch visible in one
-transaction. Readers follow `log_since` and trust `visible`. Knows nothing of passages, vectors and collections.
+transaction. Readers follow the log (`news.py`) and trust `visible`. Knows nothing of passages and vectors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, LogEn
 from pipeline.storage.tables import articles, changes, collections, inbox, leftovers, passage_counts
 
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
+_PRUNED_TOGETHER = 5_000  # rows in one transaction: some tenths of a second
 _LANES = (PUSH, BULK)
 INBOX, CHANGES = "inbox", "changes"  # what other processes are woken for
 
@@ -239,8 +240,14 @@ class ArticleStore:
     def prune(self, older_than_seconds: float) -> tuple[int, int]:
         """Forgets settled changes and lines of the change log of that age: how many of each. What is known of the articles
         stays; a reader that still stood before them loads anew."""
-        with self.database.write() as connection:
-            return commits.prune(connection, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
+        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        changes_gone = lines_gone = 0
+        while True:
+            with self.database.write() as connection:  # writers take turns: none should wait for all of it
+                settled, lines = commits.prune(connection, before, limit=_PRUNED_TOGETHER)
+            changes_gone, lines_gone = changes_gone + settled, lines_gone + lines
+            if max(settled, lines) < _PRUNED_TOGETHER:
+                return changes_gone, lines_gone
 
     def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None, int]]:
         """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number below which rows
@@ -269,9 +276,10 @@ class ArticleStore:
     def leave(self, article_ids: Sequence[str], *, grace_seconds: float) -> None:
         """Notes that these articles have rows of replaced revisions, due after `grace_seconds`."""
         due = datetime.now(UTC) + timedelta(seconds=grace_seconds)
-        with self.database.write() as connection:
-            for article_id in article_ids:
-                commits.note_leftovers(connection, article_id, due)
+        for start in range(0, len(article_ids), _SQL_VARIABLES):  # writers take turns: none should wait for all of it
+            with self.database.write() as connection:
+                for article_id in article_ids[start : start + _SQL_VARIABLES]:
+                    commits.note_leftovers(connection, article_id, due)
 
     def forget_leftovers(self, article_ids: Sequence[str], before: datetime, lease: Lease | None = None) -> None:
         """Their old rows are gone; an entry that became due after `before` stays. Raises LeaseLost."""

@@ -58,8 +58,8 @@ def note_leftovers(connection: Connection, article_id: str, due: datetime) -> No
         connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
 
 
-def prune(connection: Connection, before: datetime) -> tuple[int, int]:
-    """Deletes settled changes and lines of the log that are older than `before`; gives how many of each."""
+def prune(connection: Connection, before: datetime, *, limit: int) -> tuple[int, int]:
+    """Deletes settled changes and lines of the log that are older than `before`, the first `limit` of each; gives how many."""
     settled = (inbox.c.state != "queued", inbox.c.settled_at < before)
     old = (changes.c.created_at < before,)
     counts = []
@@ -67,13 +67,14 @@ def prune(connection: Connection, before: datetime) -> tuple[int, int]:
         ("inbox", inbox, inbox.c.seq, settled),
         ("changes", changes, changes.c.position, old),
     ):
-        last = connection.execute(select(func.max(number)).where(*conditions)).scalar()
+        first = select(number).where(*conditions).order_by(number).limit(limit).subquery()
+        last = connection.execute(select(func.max(first.c[0]))).scalar()
         if (
             last is not None
             and not connection.execute(update(pruned).where(pruned.c.name == name).values(value=last)).rowcount
         ):
             connection.execute(insert(pruned).values(name=name, value=last))
-        counts.append(connection.execute(delete(table).where(*conditions)).rowcount)
+        counts.append(connection.execute(delete(table).where(number <= (last or 0), *conditions)).rowcount)
     return counts[0], counts[1]
 
 

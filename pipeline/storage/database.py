@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,11 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    Float,
+    cast,
     create_engine,
     event,
+    extract,
     func,
     inspect,
     make_url,
@@ -155,6 +159,13 @@ class StateDatabase:
                 yield engine
         finally:
             engine.dispose()
+
+
+def seconds_now(connection: Connection) -> float:
+    """Seconds since 1970 by the clock of the database's machine, after whatever the transaction has waited for."""
+    if connection.dialect.name != "postgresql":
+        return time.time()
+    return float(connection.execute(select(cast(extract("epoch", func.clock_timestamp()), Float))).scalar_one())
 
 
 def _unavailable(url: URL, error: Exception) -> StoreUnavailable:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Float, Table, cast, extract, func, select, update
+from sqlalchemy import Connection, Table, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.errors import Unavailable, YeoulError
-from pipeline.storage.database import StateDatabase
+from pipeline.storage.database import StateDatabase, seconds_now
 from pipeline.storage.tables import leases
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def acquire(database: StateDatabase, name: str, holder: str, seconds: float, *, 
         # Without a row there would be nothing to lock, and of two that ask at once both would get it or one an error.
         connection.execute(_INSERT[connection.dialect.name](leases).values(name=name, **_FREE).on_conflict_do_nothing())
         row = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one()
-        now = _now(connection)
+        now = seconds_now(connection)
         if row.holder != holder and row.expires_at > now and not alone:
             return None
         epoch = row.epoch + 1
@@ -73,7 +72,7 @@ def renew(database: StateDatabase, lease: Lease, seconds: float) -> None:
     """Prolongs `lease`. Raises LeaseLost."""
     with database.write() as connection:
         check_lease(connection, lease)
-        until = _now(connection) + seconds
+        until = seconds_now(connection) + seconds
         connection.execute(update(leases).where(leases.c.name == lease.name).values(expires_at=until))
 
 
@@ -122,10 +121,3 @@ def check(database: StateDatabase, lease: Lease) -> None:
         epoch = connection.execute(select(leases.c.epoch).where(leases.c.name == lease.name)).scalar_one()
     if epoch != lease.epoch:
         raise LeaseLost(lease.name, lease.holder)
-
-
-def _now(connection: Connection) -> float:
-    """Seconds since 1970, after whatever the transaction has waited for."""
-    if connection.dialect.name != "postgresql":
-        return time.time()
-    return float(connection.execute(select(cast(extract("epoch", func.clock_timestamp()), Float))).scalar_one())

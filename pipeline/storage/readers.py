@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
-from pipeline.storage.database import StateDatabase
+from pipeline.storage.database import StateDatabase, seconds_now
 from pipeline.storage.tables import readers
 
 REPORT_SECONDS = 2.0
@@ -27,9 +27,9 @@ class Reader:
 
 def report(database: StateDatabase, name: str, collection: str, position: int) -> None:
     """Says that the process `name` is alive and where it stands."""
-    now = datetime.now(UTC)
-    values = {"collection": collection, "position": position, "seen_at": now}
-    with database.write() as connection:
+    with database.write(serial=None) as connection:
+        now = _now(connection)
+        values = {"collection": collection, "position": position, "seen_at": now}
         if not connection.execute(update(readers).where(readers.c.name == name).values(**values)).rowcount:
             connection.execute(insert(readers).values(name=name, **values))
             connection.execute(delete(readers).where(readers.c.seen_at < now - timedelta(seconds=_FORGOTTEN_SECONDS)))
@@ -37,13 +37,17 @@ def report(database: StateDatabase, name: str, collection: str, position: int) -
 
 def leave(database: StateDatabase, name: str) -> None:
     """Says that the process `name` ends."""
-    with database.write() as connection:
+    with database.write(serial=None) as connection:
         connection.execute(delete(readers).where(readers.c.name == name))
 
 
 def alive(database: StateDatabase) -> list[Reader]:
     """The processes that reported themselves within the last seconds."""
-    since = datetime.now(UTC) - timedelta(seconds=_SILENT_SECONDS)
-    query = select(readers).where(readers.c.seen_at >= since).order_by(readers.c.name)
     with database.read() as connection:
+        since = _now(connection) - timedelta(seconds=_SILENT_SECONDS)
+        query = select(readers).where(readers.c.seen_at >= since).order_by(readers.c.name)
         return [Reader(r.name, r.collection, r.position, r.seen_at) for r in connection.execute(query)]
+
+
+def _now(connection: Connection) -> datetime:
+    return datetime.fromtimestamp(seconds_now(connection), UTC)
