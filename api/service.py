@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated
 from weakref import WeakKeyDictionary
 
@@ -24,7 +27,6 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 
 from api.freshness import FreshnessWatch
 from api.telemetry import Gauges, Metrics
@@ -35,6 +37,7 @@ from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
 from pipeline.storage import readers
+from pipeline.storage.acceptance import Progress
 from pipeline.storage.articles import CHANGES, ArticleStore
 from pipeline.storage.rows import LogEntry
 from pipeline.storage.signals import Listener
@@ -45,9 +48,7 @@ _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
 _SEARCHES_IN_MEMORY = 1  # at once: beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
 _SEARCHES_BY_MILVUS = 16  # at once
-# Most changes show in the log. After so long a wait the state database is asked what became of it, then less and less often.
-_FIRST_QUESTION_SECONDS = 0.3
-_LAST_QUESTION_SECONDS = 1.0
+_LONG_WAIT_SECONDS = 0.3  # after which the state database is asked what became of a change
 _NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
 
 
@@ -71,7 +72,6 @@ class Service:
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CapacityLimiter, CapacityLimiter]] = (
             WeakKeyDictionary()
         )
-        self._rounds_begun = self._rounds_done = 0  # looks at the change log, by the one thread that follows it
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._report_due = 0.0  # monotonic
         self._verify_due = time.monotonic() + settings.indexers.reconcile_hours * 3600
@@ -175,28 +175,16 @@ class Service:
         if self._has_applied(seq):
             return
         try:
-            with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket() as ticket:
-                round_of_settling: int | None = None
-                pause = _FIRST_QUESTION_SECONDS
-                next_question = time.monotonic() + pause
-                while not self._has_applied(seq):
-                    ticket.clear()
-                    # What is settled stands in the log: a look that begins after that has applied it at its end.
-                    if round_of_settling is not None and self._rounds_done > round_of_settling:
-                        return
-                    if round_of_settling is None and time.monotonic() >= next_question:
-                        if await run_in_threadpool(self._is_settled, seq):
-                            round_of_settling = self._rounds_begun
-                            self._look.set()
-                        pause = min(2 * pause, _LAST_QUESTION_SECONDS)
-                        next_question = time.monotonic() + pause
-                    with anyio.move_on_after(pause):
-                        await ticket.wait()
+            with anyio.fail_after(self.settings.api.wait_seconds), self._waiting.ticket(seq) as ticket:
+                while not self._has_applied(seq) and ticket.progress is None:
+                    await ticket.called()
         except TimeoutError as error:
             raise NotReady(
                 f"change {seq} is accepted and not applied after {self.settings.api.wait_seconds:g} s",
                 "it stays in the inbox: ask again later, or look at the article's status",
             ) from error
+        if ticket.progress == "unknown":
+            raise InvalidQuery("min_seq", seq, "a seq that was given to a change")
 
     def reasons(self) -> list[YeoulError]:
         """Why this process is not ready to answer; empty when it is."""
@@ -245,7 +233,7 @@ class Service:
         self.connected.load(self._check_stop)
         if self.assembly.lock is not None:  # what is written is written here
             self.connected.told_by_ingest()
-        self._waiting.announce()
+        self._waiting.call(self._has_applied)
 
     def _check_stop(self, _rows: int = 0) -> None:
         if self._stop.is_set():
@@ -253,20 +241,20 @@ class Service:
 
     def _follow(self) -> None:
         while not self._stop.is_set():
-            self._look.wait(self.settings.indexers.poll_seconds)
+            self._look.wait(min(self.settings.indexers.poll_seconds, self._waiting.patience()))
             self._look.clear()
-            self._rounds_begun += 1
             try:
+                # What is settled stands in the log, unless it has no line there: after the next look it is applied.
+                found = self.store.progress_of(self._waiting.long())
                 self.assembly.catch_up()
             except YeoulError as error:
                 self._trouble = error
                 log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)
                 self._stop.wait(_FIRST_RETRY_SECONDS)
                 continue
-            if not self.connected.follower.behind:
-                self._rounds_done = self._rounds_begun
             self._trouble = None
-            self._waiting.announce()
+            ended = {"unknown"} if self.connected.follower.behind else {"unknown", "settled"}
+            self._waiting.call(self._has_applied, {seq: p for seq, p in found.items() if p in ended})
             try:
                 self._report()
                 self._verify()
@@ -275,7 +263,7 @@ class Service:
 
     def _applied_now(self, entries: Sequence[LogEntry], now: datetime) -> None:
         self.freshness.applied(entries, now)
-        self._waiting.announce()
+        self._waiting.call(self._has_applied)
 
     def _report(self) -> None:
         """Says every few seconds that this process is alive and where it stands."""
@@ -319,46 +307,66 @@ class Service:
             delay = min(2 * delay, _LAST_RETRY_SECONDS)
         return False
 
-    def _is_settled(self, seq: int) -> bool:
-        """Whether the change is in a final state, though it has no line in the log or one before it is not, and this process
-        is able to apply it. Raises InvalidQuery."""
-        progress = self.store.progress(seq)
-        if progress == "unknown":
-            raise InvalidQuery("min_seq", seq, "a seq that was given to a change")
-        try:
-            return self.connected.follower.loaded and progress == "settled"
-        except NotReady:
-            return False
-
 
 class _Stopped(Exception):
     """Ends a load that takes longer than anybody wants to wait for the process to end."""
 
 
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One coroutine that waits for the change `seq`. `progress` is what became of a change that has no line in the log."""
+
+    seq: int
+    since: float  # monotonic
+    progress: Progress | None = None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def called(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+    def call(self) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            self._loop.call_soon_threadsafe(self._event.set)
+
+
 class _Waiting:
-    """Coroutines, of whatever event loop, that wait for a thread to announce something."""
+    """Coroutines, of whatever event loop, that wait for the thread that follows the log."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tickets: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._tickets: set[_Ticket] = set()
 
     @contextmanager
-    def ticket(self) -> Iterator[asyncio.Event]:
-        """An event that every announcement sets, within the block."""
-        ticket = (asyncio.get_running_loop(), asyncio.Event())
+    def ticket(self, seq: int) -> Iterator[_Ticket]:
+        ticket = _Ticket(seq, time.monotonic())
         with self._lock:
             self._tickets.add(ticket)
         try:
-            yield ticket[1]
+            yield ticket
         finally:
             with self._lock:
                 self._tickets.discard(ticket)
 
-    def announce(self) -> None:
+    def patience(self) -> float:
+        """Seconds until somebody has waited for long, or may have."""
+        return _LONG_WAIT_SECONDS if self._tickets else math.inf
+
+    def long(self) -> list[int]:
+        """What is waited for since long: most changes show in the log before that, the others have to be asked for."""
+        since = time.monotonic() - _LONG_WAIT_SECONDS
         with self._lock:
-            for loop, event in self._tickets:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                    loop.call_soon_threadsafe(event.set)
+            return sorted({ticket.seq for ticket in self._tickets if ticket.since < since})
+
+    def call(self, applied: Callable[[int], bool], found: Mapping[int, Progress] = MappingProxyType({})) -> None:
+        """Wakes those whose change is `applied`, or has made the progress `found`; nobody else, as there may be many."""
+        with self._lock:
+            for ticket in self._tickets:
+                ticket.progress = found.get(ticket.seq, ticket.progress)
+                if ticket.progress is not None or applied(ticket.seq):
+                    ticket.call()
 
 
 async def service_of(request: Request) -> Service:

@@ -102,6 +102,7 @@ class Driver:
         self._searches = searches_a_second
         self._numbers = count(int(time.time()) % 1_000_000 * 1000)
         self._local = threading.local()
+        self._clients: list[httpx2.Client] = []
 
     def run(self, seconds: float, ended: Callable[[], bool] = lambda: False) -> Load:
         """The load for so many seconds, or until `ended`; what it began is waited for."""
@@ -119,6 +120,9 @@ class Driver:
                 beat.start()
             for beat in beats:
                 beat.join()
+        self._local = threading.local()
+        while self._clients:
+            self._clients.pop().close()
         return load
 
     @staticmethod
@@ -182,6 +186,7 @@ class Driver:
         client: httpx2.Client | None = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = httpx2.Client(headers=self._deployment.headers, timeout=60)
+            self._clients.append(client)
         return client
 
 

@@ -13,13 +13,14 @@ import typer
 
 from indexers.commands.terminal import fail, tell
 from pipeline import settings as configuration
-from pipeline.errors import FolderInUse, NotReady, UnreadableSource, YeoulError
+from pipeline.errors import FolderInUse, NotReady, StoreUnavailable, UnreadableSource, YeoulError
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.control import Reply
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
+_ATTEMPTS, _STORE_SECONDS = 5, 5.0  # of a rebuild or a rollback while a store is away, and between two
 _NICENESS = 10  # of a rebuild that is a process of its own: those that answer on the same machine go first
 _FOLDER_SECONDS = 30.0  # a command waits so long for another command to end or for a server to come up
 
@@ -42,6 +43,7 @@ def rebuild(
     ] = False,
 ) -> None:
     """Build the index anew (encoder, dictionary, chunking as the settings say) while it goes on answering."""
+    os.nice(_NICENESS)  # before anything else: starting takes a core for seconds
     from pipeline.parts import recipe_of, settings_with
 
     overrides: dict[str, Any] = {"encoder": {"model": encoder}} if encoder is not None else {}
@@ -70,6 +72,7 @@ def operated(command: str, arguments: dict[str, Any], *, as_built: bool = False,
 
     settings = configuration.load(**overrides)
     deadline = time.monotonic() + _FOLDER_SECONDS
+    left = _ATTEMPTS if as_built else 1
     while True:
         try:
             if settings.milvus_is_lite:  # looked at before the imports of `_here`, which take seconds
@@ -80,6 +83,13 @@ def operated(command: str, arguments: dict[str, Any], *, as_built: bool = False,
             reply = _asked(settings, command, arguments, ask, deadline)
             if reply is None and time.monotonic() > deadline:
                 raise
+        except StoreUnavailable as error:  # a rebuild of hours outlives the restart of a store
+            left -= 1
+            if not left:
+                raise
+            tell(f"{error}. It goes on in {_STORE_SECONDS:g} s")
+            time.sleep(_STORE_SECONDS)
+            continue
         if reply is not None:
             if reply.code:
                 raise SystemExit(reply.code)
@@ -114,8 +124,6 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
         else:
             tell(line["err"])
 
-    if command == "rebuild":
-        os.nice(_NICENESS)
     assembly = Assembly.open(settings, command=f"yeoul {command}", as_built=as_built, progress=sys.stderr.isatty())
     try:
         # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.

@@ -5,8 +5,8 @@ or fusion: it stores what it is given and proposes candidates.
 
 Consistency. A Strong read waits for the server's next time tick (0.2-0.3 s on 2.3.5, where a Bounded one takes 2-8 ms),
 and pymilvus's Session level does not see this process's own deletes there. So: `count`, `iterate` and `iterate_ids` are
-Strong; searches are Strong once after a write of this process and Bounded otherwise; `get` is Bounded and looks again,
-Strong, for the ids that are missing (a row never changes, as its id holds the revision). Milvus Lite is always exact.
+Strong; searches are Strong once after a write of this process and Bounded otherwise; `get` and `read` are Bounded and look
+again, Strong, for the ids that are missing (a row never changes, as its id holds the revision). Milvus Lite is always exact.
 """
 
 from __future__ import annotations
@@ -168,8 +168,11 @@ class Collection:
         return [rows.passage_of(found[key]) for key in map(encoded, ids) if key in found]
 
     def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
-        """The passages of `ids`, in that order, without those that are not stored, and their vectors, float32 (n, dim)."""
-        found = {row[ID]: row for row in self._rows(ids, (*PASSAGE_FIELDS, DENSE))}
+        """The passages of `ids`, in that order, without those that are not stored, and their vectors, float32 (n, dim).
+
+        For rows that nobody deletes: one that was deleted a moment ago may still come.
+        """
+        found = {row[ID]: row for row in self._rows(ids, (*PASSAGE_FIELDS, DENSE), after_deletes=False)}
         kept = [found[key] for key in map(encoded, ids) if key in found]
         vectors = np.array([row[DENSE] for row in kept], dtype=np.float32).reshape(len(kept), self.dim)
         return [rows.passage_of(row) for row in kept], vectors

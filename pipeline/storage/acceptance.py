@@ -5,6 +5,7 @@ Functions over an open connection; `ArticleStore` gives them their transactions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -117,12 +118,14 @@ def waiting(connection: Connection, limit: int, *, lanes: tuple[int, int], after
     return [_change(row) for row in connection.execute(query)]
 
 
-def progress(connection: Connection, seq: int) -> Progress:
-    """Where the change accepted as `seq` stands; one that was pruned was settled."""
-    state = connection.execute(select(inbox.c.state).where(inbox.c.seq == seq)).scalar_one_or_none()
-    if state is None:
-        return "settled" if 0 < seq <= pruned_to(connection, "inbox") else "unknown"
-    return "queued" if state == "queued" else "settled"
+def progress(connection: Connection, seqs: Sequence[int]) -> dict[int, Progress]:
+    """Where the changes accepted as `seqs` stand; one that was pruned was settled."""
+    query = select(inbox.c.seq, inbox.c.state).where(inbox.c.seq.in_(seqs))
+    found: dict[int, Progress] = {
+        seq: "queued" if state == "queued" else "settled" for seq, state in connection.execute(query)
+    }
+    gone = pruned_to(connection, "inbox") if len(found) < len(seqs) else 0
+    return {seq: found.get(seq, "settled" if 0 < seq <= gone else "unknown") for seq in seqs}
 
 
 def settled_up_to(connection: Connection) -> int:

@@ -118,8 +118,14 @@ class ArticleStore:
 
     def progress(self, seq: int) -> Progress:
         """Where the change accepted as `seq` stands; "unknown": no change was."""
+        return self.progress_of([seq])[seq]
+
+    def progress_of(self, seqs: Sequence[int]) -> dict[int, Progress]:
+        """Where each of the changes accepted as `seqs` (at most 500 are looked up) stands; of none nothing is asked."""
+        if not seqs:
+            return {}
         with self.database.read() as connection:
-            return acceptance.progress(connection, seq)
+            return acceptance.progress(connection, seqs[:_SQL_VARIABLES])
 
     def settled_up_to(self) -> int:
         """The largest S such that every change accepted as S or before is in a final state; 0 at the beginning."""
