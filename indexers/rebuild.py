@@ -188,7 +188,7 @@ class Rebuild:
         if in_use.manifest.identity() != target.manifest.identity() or in_use.name == target.name:
             return {}
         counts = self._store.visible_passages([change.article_id for change in shown])
-        return known_vectors(in_use.collection, counts)
+        return known_vectors(in_use.collection, counts, newest=False)
 
     def _check(self, target: Connected, conditions: Conditions) -> None:
         """Waits until every process that answers has loaded the collection, and compares answers."""

@@ -322,8 +322,11 @@ class Ingest:
                 revisions, passages, places = {}, [], []
 
 
-def known_vectors(collection: Collection, counts: Mapping[str, tuple[int, int]]) -> KnownVectors:
-    """The vectors that `collection` holds of these articles (id → revision, passages), by their content."""
+def known_vectors(
+    collection: Collection, counts: Mapping[str, tuple[int, int]], *, newest: bool = True
+) -> KnownVectors:
+    """The vectors that `collection` holds of these articles (id → revision, passages), by their content. Without `newest` those
+    that were written just now may lack, which is quicker."""
     ids = [
         passage_id(article_id, revision, ordinal)
         for article_id, (revision, count) in counts.items()
@@ -331,7 +334,7 @@ def known_vectors(collection: Collection, counts: Mapping[str, tuple[int, int]])
     ]
     if not ids:
         return {}
-    passages, vectors = collection.read(ids)
+    passages, vectors = collection.read(ids, newest=newest)
     return {(p.article_id, p.content_hash): vector for p, vector in zip(passages, vectors, strict=True)}
 
 

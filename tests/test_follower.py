@@ -168,9 +168,9 @@ def test_what_comes_with_the_commit_is_not_read_from_the_collection(
     read: list[str] = []
     real = Collection.read
 
-    def watched(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+    def watched(collection: Collection, ids: list[str], **options: bool) -> tuple[list[Passage], FloatArray]:
         read.extend(ids)
-        return real(collection, ids)
+        return real(collection, ids, **options)
 
     monkeypatch.setattr(Collection, "read", watched)
     assert follower.catch_up() == 5
@@ -198,9 +198,9 @@ def test_a_push_is_told_of_before_a_bulk_beside_it_is_read(stage: Stage, monkeyp
     pushed = published(stage, "가", _BODIES[0], stage.ingest(carries=True))
     real, seen = Collection.read, []
 
-    def watched(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+    def watched(collection: Collection, ids: list[str], **options: bool) -> tuple[list[Passage], FloatArray]:
         seen.append((tuple(told), follower.has_applied(pushed), follower.has_applied(1)))
-        return real(collection, ids)
+        return real(collection, ids, **options)
 
     monkeypatch.setattr(Collection, "read", watched)
     assert follower.catch_up() == 4

@@ -167,12 +167,14 @@ class Collection:
         found = {row[ID]: row for row in self._rows(ids, PASSAGE_FIELDS)}
         return [rows.passage_of(found[key]) for key in map(encoded, ids) if key in found]
 
-    def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
+    def read(self, ids: Sequence[str], *, newest: bool = True) -> tuple[list[Passage], FloatArray]:
         """The passages of `ids`, in that order, without those that are not stored, and their vectors, float32 (n, dim).
 
-        For rows that nobody deletes: one that was deleted a moment ago may still come.
+        For rows that nobody deletes: one that was deleted a moment ago may still come. Without `newest` one that was written a
+        moment ago may not, and nothing waits for it.
         """
-        found = {row[ID]: row for row in self._rows(ids, (*PASSAGE_FIELDS, DENSE), after_deletes=False)}
+        fields = (*PASSAGE_FIELDS, DENSE)
+        found = {row[ID]: row for row in self._rows(ids, fields, after_deletes=False, newest=newest)}
         kept = [found[key] for key in map(encoded, ids) if key in found]
         vectors = np.array([row[DENSE] for row in kept], dtype=np.float32).reshape(len(kept), self.dim)
         return [rows.passage_of(row) for row in kept], vectors
@@ -268,14 +270,17 @@ class Collection:
                 self._written += 1
                 self._deleted += deletes
 
-    def _rows(self, ids: Sequence[str], fields: Sequence[str], *, after_deletes: bool = True) -> list[Row]:
-        """The rows of those of `ids` that are stored, each once; `after_deletes`: none that was deleted here."""
+    def _rows(
+        self, ids: Sequence[str], fields: Sequence[str], *, after_deletes: bool = True, newest: bool = True
+    ) -> list[Row]:
+        """The rows of those of `ids` that are stored, each once; `after_deletes`: none that was deleted here; `newest`: also
+        those that were written just now."""
         deleted = self._deleted
         level = "Strong" if after_deletes and deleted > self._read else "Bounded"
         collected: list[Row] = []
         for some in rows.chunks(list(dict.fromkeys(ids)), _READ_ROWS):
             found = self._matching(any_of(ID, some), fields, level)
-            if len(found) < len(some) and level != "Strong" and self._folder is None:
+            if newest and len(found) < len(some) and level != "Strong" and self._folder is None:
                 missing = set(some) - {rows.id_of(row) for row in found}
                 found += self._matching(any_of(ID, sorted(missing)), fields, "Strong")
             collected += found
