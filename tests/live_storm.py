@@ -7,6 +7,7 @@ stores must agree with it, passage by passage. The processes are threads (`live_
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 import threading
@@ -170,13 +171,14 @@ class Storm:
         """How rebuilds and rollbacks ended."""
         return self._rebuilds.outcomes
 
-    def run(self, count: int) -> None:
-        """About `count` operations, each kind once at least, as long as nothing is wrong."""
+    def run(self, count: int, *, seconds: float = math.inf) -> None:
+        """About `count` operations, each kind once at least, for so long and as long as nothing is wrong."""
+        end = time.monotonic() + seconds
         share = count / sum(_WEIGHTS.values())
         deck = [name for name, weight in _WEIGHTS.items() for _ in range(max(1, round(weight * share)))]
         self._chance.shuffle(deck)
         for name in deck:
-            if self.wrong:
+            if self.wrong or time.monotonic() > end:
                 return
             getattr(self, f"_{name.replace(' ', '_')}")()
             self.operations[name] += 1

@@ -1,6 +1,6 @@
 """Kills (SIGKILL) of every process of an installation under a load of writes, and what became of the promises.
 
-    python -m tests.benchmarks.kills --kills 200 [--pair] [--seed N]
+    python -m tests.benchmarks.kills --kills 200 [--minutes 30] [--pair] [--seed N]
 
 Without --pair one process with SQLite and Milvus Lite; with it PostgreSQL, a Milvus server, two API processes and the
 indexers, each of which is killed. Moments: at random, right after an acknowledgement, in a bulk, in a rebuild, and in the
@@ -11,6 +11,7 @@ must find no difference. Prints a Markdown table; exit code 1 where anything was
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import subprocess
 import sys
@@ -173,15 +174,16 @@ class Storm:
         self._chance = random.Random(seed)
         self._rebuild: subprocess.Popen[str] | None = None
 
-    def run(self, kills: int) -> None:
-        """So many kills or one more, each target in turn, in an order and at moments drawn by the seed."""
+    def run(self, kills: int, *, seconds: float = math.inf) -> None:
+        """So many kills or one more, or for so long, each target in turn, in an order and at moments drawn by the seed."""
+        end = time.monotonic() + seconds
         with tqdm(total=kills, unit=" kills", disable=not sys.stderr.isatty()) as bar:
             while self.report.kills.total() < kills:
                 for target in self._chance.sample(self._targets, len(self._targets)):
                     self.strike(target, self._chance.choices(MOMENTS, _WEIGHTS)[0])
                     bar.update(self.report.kills.total() - bar.n)
-                    if self.report.kills.total() >= kills:
-                        break
+                    if self.report.kills.total() >= kills or time.monotonic() > end:
+                        return
 
     def strike(self, target: Target, moment: str) -> None:
         """Kills `target` at `moment`, has it started again, and waits until writers are answered."""
@@ -359,6 +361,7 @@ def servers(folder: Path) -> Iterator[tuple[postgres_server.Server, MilvusServer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no kill after so long")
     parser.add_argument("--pair", action="store_true", help="PostgreSQL, a Milvus server, two API processes, indexers")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
@@ -370,7 +373,13 @@ def main() -> None:
         else:
             parts = ended.enter_context(embedded(folder / "embedded"))
         deployment, targets, database = parts
-        report = storm(deployment, targets, database, seed=chosen.seed, strikes=lambda one: one.run(chosen.kills))
+        report = storm(
+            deployment,
+            targets,
+            database,
+            seed=chosen.seed,
+            strikes=lambda one: one.run(chosen.kills, seconds=60 * chosen.minutes),
+        )
     print(report.table())
     for line in [*report.wrong, *report.lost, *report.doubled, *report.verify.splitlines()]:
         print(line[:500], file=sys.stderr)

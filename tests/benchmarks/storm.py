@@ -10,6 +10,7 @@ and what was wrong with them; ends with 1 where something was.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ _SHOWN = 20  # faults; the first one is what matters
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--operations", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no operation after so long")
     parser.add_argument("--back-end", choices=_ENGINES, default="lite")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
@@ -37,7 +39,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, _site(asked.back_end, Path(folder)) as site:
         start = time.monotonic()
         with Storm(site, analyser, seed=asked.seed) as storm:
-            storm.run(asked.operations)
+            storm.run(asked.operations, seconds=60 * asked.minutes)
             if not storm.wrong:
                 storm.settle()
             seconds = time.monotonic() - start
