@@ -289,7 +289,7 @@ class Ingest:
         due = self._store.due_leftovers()
         if due:
             self._collection.delete_replaced({article_id: (keep, before) for article_id, keep, before in due})
-            self._store.forget_leftovers([article_id for article_id, _, _ in due], before=now, lease=lease)
+            self._store.forget_leftovers(due, before=now, lease=lease)
         return len(due)
 
     def drop_carried(self) -> None:

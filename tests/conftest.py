@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from tests import milvus_server, postgres_server
 from tests.fakes import FakeEncoder, InterruptibleCollection
+from tests.stores import PAIRS, Servers
 from tests.write_path import DIM, Stage
 
 if TYPE_CHECKING:
@@ -86,8 +88,40 @@ def api_server(
 
 
 @pytest.fixture(scope="session")
-def collection_of_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, InterruptibleCollection]]:
-    """The address and the collection of `stage`, one for all tests: making it takes a second, emptying it does not."""
+def servers(request: pytest.FixtureRequest, milvus_uri: str) -> Iterator[Servers]:
+    """A Milvus server and a PostgreSQL with stores that are emptied for each test."""
+    server: postgres_server.Server = request.getfixturevalue("postgres_server")
+    url = postgres_server.new_database(server.url)
+    made = Servers(milvus_uri, url)
+    yield made
+    made.close()
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> str:
+    """Each pair of stores in turn; a test that needs one alone says so with a mark of `tests/stores.py`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def stores_of(pair: str, request: pytest.FixtureRequest) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """Gives, for a dimension, the settings of an assembly on these stores; what is left of it there is deleted after it."""
+    with ExitStack() as after:
+
+        def settings(dim: int) -> dict[str, Any]:
+            if pair == "embedded":
+                return {}
+            servers: Servers = request.getfixturevalue("servers")
+            after.enter_context(servers.emptied(dim, others_write=True))
+            return servers.settings(dim)
+
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def lite_collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, InterruptibleCollection]]:
+    """The address and the collection of `stage` in Milvus Lite, one for all tests, as the servers have it."""
     uri = str(tmp_path_factory.mktemp("stage") / "milvus.db")
     opened = InterruptibleCollection.open(uri=uri, name="stage", dim=DIM)
     assert isinstance(opened, InterruptibleCollection)
@@ -96,13 +130,18 @@ def collection_of_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 @pytest.fixture
-def stage(
-    collection_of_stage: tuple[str, InterruptibleCollection], tmp_path: Path, analyser: Analyser
-) -> Iterator[Stage]:
-    """The write path over an empty registry and an empty collection."""
-    uri, collection = collection_of_stage
-    collection.away = False
-    collection.delete([passage_id for passage_id, _, _ in collection.iterate_ids()])
-    database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
-    yield Stage(ArticleStore(database), collection, FakeEncoder(DIM), analyser, uri)
-    database.close()
+def stage(pair: str, request: pytest.FixtureRequest, tmp_path: Path, analyser: Analyser) -> Iterator[Stage]:
+    """The write path over an empty registry and an empty collection, on each pair of stores."""
+    with ExitStack() as after:
+        if pair == "servers":
+            servers: Servers = request.getfixturevalue("servers")
+            after.enter_context(servers.emptied(DIM))
+            uri, collection, url = servers.milvus_uri, servers.collection(DIM), servers.database_url
+        else:
+            uri, collection = request.getfixturevalue("lite_collection")
+            url = f"sqlite:///{tmp_path / 'state.db'}"
+            after.callback(collection.empty)
+        collection.away = False
+        database = StateDatabase.open(url)
+        after.callback(database.close)
+        yield Stage(ArticleStore(database), collection, FakeEncoder(DIM), analyser, uri)

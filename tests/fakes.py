@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,29 @@ class FakeEncoder:
 
 
 class InterruptibleCollection(Collection):
-    """A real collection that can be cut off: while `away` it raises what a store that is down makes it raise."""
+    """A real collection that can be cut off: while `away` it raises what a store that is down makes it raise.
+
+    It knows the ids that were written through it, so that `empty` need not look for them.
+    """
 
     away = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.written: set[str] = set()
 
     def upsert(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if self.away:
             raise StoreUnavailable("collection", "test", "cut off", "plug it in")
+        self.written.update(passage.id for passage in passages)
         super().upsert(passages, vectors)
+
+    def empty(self) -> None:
+        """Deletes what was written; no later read shows it, whatever its level: the ids will be given again."""
+        if self.written:
+            self.delete(sorted(self.written))
+            self.written.clear()
+            assert self.count() == 0  # Strong: a Bounded read that comes later is of a later moment
 
 
 def _grams(text: str) -> list[str]:

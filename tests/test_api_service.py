@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,24 +23,34 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage import leases, readers
 from tests.api_server import KEY, assembly_of, settings_in
+from tests.stores import EMBEDDED_ALONE
 
 ARTICLE = {"title": "물떼새", "body": "물떼새가 알을 품는다"}
 
 
 @pytest.fixture
-def assembly(tmp_path: Path, analyser: Analyser, encoder: Encoder) -> Iterator[Assembly]:
-    opened = assembly_of(settings_in(tmp_path), analyser, encoder)
+def assembly(
+    tmp_path: Path, analyser: Analyser, encoder: Encoder, stores_of: Callable[[int], dict[str, Any]]
+) -> Iterator[Assembly]:
+    opened = assembly_of(settings_in(tmp_path, **stores_of(encoder.dim)), analyser, encoder)
     opened.connect()
     yield opened
     opened.close()
 
 
 def _client(assembly: Assembly, wake: Callable[[], None], **api: float) -> TestClient:
-    settings: Settings = settings_in(assembly.settings.data_dir, api={"keys": [{"key": KEY}], **api})
+    opened: Settings = assembly.settings
+    settings = settings_in(
+        opened.data_dir,
+        milvus=opened.milvus,
+        database_url=opened.database_url,
+        api={"keys": [{"key": KEY}], **api},
+    )
     app = create_app(settings, assembly=assembly, wake=wake)
     return TestClient(app, headers={"Authorization": f"Bearer {KEY}"})
 
 
+@EMBEDDED_ALONE  # a clock, and no store does anything
 def test_a_wait_without_a_worker_ends_at_the_limit_and_the_change_is_kept(assembly: Assembly) -> None:
     with _client(assembly, lambda: None, wait_seconds=0.3) as client:
         began = time.monotonic()
@@ -123,12 +134,14 @@ def test_who_waits_for_a_push_waits_for_no_change_before_it(assembly: Assembly) 
         assert found["seq"] < seq  # which says that all up to it are applied
 
 
+@EMBEDDED_ALONE  # nothing is stored
 def test_a_number_that_no_change_was_given_is_told(assembly: Assembly) -> None:
     with _client(assembly, lambda: None) as client:
         answer = client.get("/v1/search", params={"q": "물떼새", "min_seq": 99})
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_query")
 
 
+@EMBEDDED_ALONE  # the failure is made here
 def test_a_database_that_takes_no_reports_stops_no_search_and_no_wait(
     assembly: Assembly, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +161,7 @@ def test_a_database_that_takes_no_reports_stops_no_search_and_no_wait(
     assert "No space left on device" in caplog.text
 
 
+@EMBEDDED_ALONE  # what is wrong is in memory
 def test_what_is_wrong_in_memory_is_mended_now_and_then(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "lock", None)  # as on a server: nobody else sees what is in memory here
     with _client(assembly, lambda: None) as client:
@@ -164,6 +178,7 @@ def test_what_is_wrong_in_memory_is_mended_now_and_then(assembly: Assembly, monk
         assert "yeoul_index_mended_total 1.0" in client.get("/metrics").text
 
 
+@EMBEDDED_ALONE  # the load never asks a store
 def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
     loading = threading.Event()
 

@@ -316,9 +316,9 @@ def test_a_sweep_forgets_only_what_was_due_when_it_began(store: ArticleStore, le
         store.accept(article("가", body=body))
         commit(store, store.queued(9), lease)
     before_it_was_due = datetime.now(UTC) - timedelta(seconds=30)
-    store.forget_leftovers(["가"], before=before_it_was_due)
+    store.forget_leftovers(store.due_leftovers(), before=before_it_was_due)
     assert [article_id for article_id, _, _ in store.due_leftovers()] == ["가"]
-    store.forget_leftovers(["가"], before=datetime.now(UTC))
+    store.forget_leftovers(store.due_leftovers(), before=datetime.now(UTC))
     assert store.due_leftovers() == []
 
 

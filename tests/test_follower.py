@@ -26,6 +26,7 @@ from pipeline.index.resident import ResidentEngine
 from pipeline.ingest import Ingest
 from pipeline.korean.bigrams import bigrams
 from pipeline.storage import leases, manifests, news
+from tests.stores import EMBEDDED_ALONE, SERVERS_ALONE
 from tests.write_path import DIM, Stage
 
 _BODIES = [
@@ -102,11 +103,27 @@ _STEPS = st.lists(
 )
 
 
+_UNHURRIED: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+
+
+@EMBEDDED_ALONE
 @given(before=_STEPS, after=_STEPS)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=25, **_UNHURRIED)
 def test_following_the_log_equals_loading_anew(stage: Stage, before: list[Any], after: list[Any]) -> None:
+    follows(stage, before, after)
+
+
+@SERVERS_ALONE  # fewer: a comparison takes several Strong reads there, a quarter of a second each
+@given(before=_STEPS, after=_STEPS)
+@settings(max_examples=2, **_UNHURRIED)
+def test_so_it_does_on_a_milvus_server_and_postgresql(stage: Stage, before: list[Any], after: list[Any]) -> None:
+    follows(stage, before, after)
+
+
+def follows(stage: Stage, before: list[Any], after: list[Any]) -> None:
     for article_id in stage.store.visible()[2]:
         stage.delete(article_id)  # of the example before
     follower: Follower | None = None
@@ -208,6 +225,7 @@ def test_a_push_is_told_of_before_a_bulk_beside_it_is_read(stage: Stage, monkeyp
     assert told == [("가",), ("글0", "글1", "글2")]
 
 
+@EMBEDDED_ALONE  # arithmetic
 def test_what_came_with_commits_is_put_in_some_articles_at_a_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +286,7 @@ def test_a_change_is_applied_though_one_before_it_still_waits(stage: Stage) -> N
     assert not follower.has_applied(4)
 
 
+@EMBEDDED_ALONE  # they are remembered in memory
 def test_only_so_many_changes_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REMEMBERED", 2)
     follower = fresh(stage)
@@ -278,6 +297,7 @@ def test_only_so_many_changes_are_remembered(stage: Stage, monkeypatch: pytest.M
     assert all(map(follower.has_applied, range(1, 7)))  # by `seq`
 
 
+@EMBEDDED_ALONE  # arithmetic
 def test_a_log_longer_than_a_batch_is_followed_to_its_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOG_BATCH", 2)
     follower = fresh(stage)
@@ -331,6 +351,7 @@ def test_changes_while_loading_are_caught_up_with(stage: Stage) -> None:
     assert follower.seq == 5
 
 
+@EMBEDDED_ALONE  # the failure is made here
 def test_a_load_that_broke_off_can_be_tried_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         published(stage, f"글{number}", _BODIES[number % 3])
@@ -363,23 +384,24 @@ def test_an_article_replaced_and_swept_while_it_is_read_does_not_blink_out(
     published(stage, "가", _BODIES[0])
     follower = fresh(stage)
     published(stage, "가", _BODIES[1])
-    get = Collection.get
+    read = Collection.read
     counts: list[int] = []
 
-    def slow_get(collection: Collection, ids: list[str]) -> list[Passage]:
-        if not counts:  # the revision goes away just before it is read
-            counts.append(follower._engine.count)
+    def slow_read(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+        counts.append(follower._engine.count)
+        if len(counts) == 1:  # the revision goes away just before it is read
             published(stage, "가", _BODIES[2])
             stage.ingest().sweep()
-            found = get(collection, ids)
-            assert not found
-            return found
-        counts.append(follower._engine.count)
-        return get(collection, ids)
+            assert set(stage.rows()) == {("가", 3)}
+            passages, vectors = read(collection, ids)
+            assert not passages
+            return passages, vectors
+        return read(collection, ids)
 
-    monkeypatch.setattr(Collection, "get", slow_get)
-    follower.catch_up()
-    assert follower._engine.count > 0
+    monkeypatch.setattr(Collection, "read", slow_read)
+    assert follower.catch_up() == 2
+    assert len(counts) == 3  # the writer too reads: what it may copy
+    assert all(counts)
     monkeypatch.undo()
     follower.catch_up()
     assert_equal(stage, follower)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -88,8 +89,10 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path, analyser: Analyser) -> Iterator[Service]:
-    assembly = assembly_of(Settings.model_validate({"data_dir": tmp_path}), analyser, FakeEncoder())
+def service(tmp_path: Path, analyser: Analyser, stores_of: Callable[[int], dict[str, Any]]) -> Iterator[Service]:
+    encoder = FakeEncoder()
+    settings = Settings.model_validate({"data_dir": tmp_path, **stores_of(encoder.dim)})
+    assembly = assembly_of(settings, analyser, encoder)
     try:
         assembly.connect().load()
         assembly.connected.told_by_ingest()

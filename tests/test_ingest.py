@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +16,14 @@ from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import EncoderFailed
+from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
+from pipeline.storage import commits
 from tests.fakes import InterruptibleCollection
+from tests.stores import EMBEDDED_ALONE
 from tests.write_path import Stage
 
+_PATIENCE = 20.0  # seconds until a test gives up waiting
 _GRACE = 60.0  # seconds: not over during a test
 _PARAGRAPHS = [
     "전세 대출의 금리는 은행마다 다르므로 여러 곳을 비교하는 편이 좋습니다.",
@@ -65,6 +72,7 @@ def test_copied_vectors_are_the_vectors_that_encoding_would_give(stage: Stage) -
     np.testing.assert_allclose(np.array([vectors[i] for i in ids]), expected, atol=1e-6)
 
 
+@EMBEDDED_ALONE  # each field on each store: test_collection
 @pytest.mark.parametrize(
     "change",
     [{"category": "생활"}, {"tags": ("월세",)}, {"url": "https://example.com/2"}, {"quality": 0.5}],
@@ -80,17 +88,20 @@ def test_a_change_of_a_field_that_no_encoder_reads_encodes_nothing(stage: Stage,
     assert getattr(stage.collection.get([f"가#{revision}#0"])[0], name) == value
 
 
+@EMBEDDED_ALONE  # it is about the hash of what is encoded; copies from a server are made in the tests above
 def test_another_title_encodes_every_passage_as_it_is_carried_in_front(stage: Stage) -> None:
     stage.publish(article())
     written = stage.publish(article(title="새 제목"))
     assert written.encoded == written.passages
 
 
+@EMBEDDED_ALONE  # as the one before
 def test_moved_paragraphs_keep_their_vectors(stage: Stage) -> None:
     stage.publish(article())
     assert stage.publish(article(paragraphs=_PARAGRAPHS[::-1])).encoded == 0
 
 
+@EMBEDDED_ALONE  # what differs is the encoder; a collection of its dimension would take a server seconds
 def test_an_encoder_of_morphemes_copies_too(stage: Stage, encoder: KiwiStaticEncoder) -> None:
     with_morphemes = InterruptibleCollection.open(uri=stage.uri, name="morphemes", dim=encoder.dim)
     assert isinstance(with_morphemes, InterruptibleCollection)
@@ -128,6 +139,36 @@ def test_a_sweep_leaves_exactly_the_visible_rows(stage: Stage) -> None:
     assert "글0" not in visible
 
 
+def test_what_is_replaced_while_a_sweep_goes_on_is_left_to_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that began before the sweep and ends in the middle of it dates what it leaves from its beginning."""
+    stage.publish(article(paragraphs=_PARAGRAPHS[:1]))
+    stage.publish(article(paragraphs=_PARAGRAPHS[:2]))
+    begun, looked = threading.Event(), threading.Event()
+    show, delete_replaced = commits.commit, Collection.delete_replaced
+
+    def slowly(*arguments: Any, **options: Any) -> set[int]:
+        begun.set()
+        assert looked.wait(_PATIENCE)
+        return show(*arguments, **options)
+
+    def after_the_commit(collection: Collection, keep: dict[str, tuple[int | None, int]]) -> None:
+        looked.set()
+        replacing.result(_PATIENCE)
+        delete_replaced(collection, keep)
+
+    monkeypatch.setattr(commits, "commit", slowly)
+    monkeypatch.setattr(Collection, "delete_replaced", after_the_commit)
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(stage.publish, article(paragraphs=_PARAGRAPHS[:3]))
+        assert begun.wait(_PATIENCE)
+        assert stage.ingest().sweep() == 1
+    monkeypatch.undo()
+    stage.ingest().sweep()
+    assert {revision for _, revision in stage.rows()} == {3}
+
+
 def test_an_article_that_is_not_to_be_shown_has_no_rows_and_comes_back_when_it_is(stage: Stage) -> None:
     stage.publish(article())
     hidden = stage.publish(replace(article(), visible=False))
@@ -149,6 +190,7 @@ def test_a_deleted_article_has_no_rows_after_the_sweep(stage: Stage) -> None:
     assert not stage.rows()
 
 
+@EMBEDDED_ALONE  # it is about the text, and a store holds any
 @pytest.mark.parametrize("body", ["", " \n ", "<p></p>", "😀😀😀"], ids=["empty", "blank", "tags", "emoji"])
 def test_an_article_without_words_is_found_by_its_title(stage: Stage, body: str) -> None:
     stage.publish(Article(id="가", title="금리 인하", body=body, format="html"))

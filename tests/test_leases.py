@@ -94,7 +94,7 @@ def test_a_lost_lease_refuses_the_commit_and_nothing_of_it_is_visible(database: 
     assert store.counts() == {"queued": 2}
     assert store.due_leftovers() == []
     with pytest.raises(LeaseLost):
-        store.forget_leftovers(["가"], datetime.now(UTC), lost)
+        store.forget_leftovers([("가", None, 1)], datetime.now(UTC), lost)
     store.commit([Indexed(change, 1) for change in changes], held, grace_seconds=0)
     assert store.visible()[2] == {"가": 1, "나": 2}
 

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from indexers import worker as module
 from indexers.worker import LEASE, Worker
@@ -19,6 +21,8 @@ from pipeline.errors import StoreUnavailable
 from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases
 from pipeline.storage.leases import Lease, LeaseLost
+from pipeline.storage.tables import inbox
+from tests.stores import EMBEDDED_ALONE
 from tests.write_path import Stage
 
 _PATIENCE = 20.0  # seconds until a test gives up waiting
@@ -80,6 +84,7 @@ def test_draining_twice_does_nothing_the_second_time(stage: Stage) -> None:
     assert (again.articles, again.passages, stage.encoder.encoded) == (0, 0, [])
 
 
+@EMBEDDED_ALONE  # arithmetic
 def test_a_batch_is_limited_by_its_characters_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_CHARS", 25)
     sizes: list[int] = []
@@ -259,6 +264,7 @@ def test_a_sweep_that_hangs_holds_no_push_up(stage: Stage, monkeypatch: pytest.M
         over.set()
 
 
+@EMBEDDED_ALONE  # the sweep never asks a store
 def test_a_stop_does_not_wait_for_everything_that_is_to_be_swept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
 
@@ -339,7 +345,7 @@ def test_a_push_wins_over_the_same_articles_bulk_change_that_is_under_way(
 def test_a_failed_attempt_is_repeated_later_and_the_last_one_is_a_dead_letter(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BACKOFF_SECONDS", 0.15)
+    monkeypatch.setattr(module, "_BACKOFF_SECONDS", _PATIENCE)
     stage.encoder.poison = "독"
     stage.store.accept_many([article("가", "독이 든 사과"), article("나")], source="test")
     worker = worker_of(stage, attempts=2)
@@ -350,7 +356,9 @@ def test_a_failed_attempt_is_repeated_later_and_the_last_one_is_a_dead_letter(
     assert worker.drain().articles == 0  # not due yet
     due = stage.store.next_due()
     assert due is not None
-    eventually(lambda: bool(stage.store.queued(1)))
+    assert due > datetime.now(UTC)
+    with stage.store.database.write() as connection:  # as if its time had come
+        connection.execute(update(inbox).values(due_at=datetime.now(UTC)))
     assert worker.drain().failed == 1
     [dead] = stage.store.failed(9)
     assert (dead.article_id, dead.seq) == ("가", 1)

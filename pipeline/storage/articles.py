@@ -259,18 +259,7 @@ class ArticleStore:
         """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number below which rows
         may go: that of its oldest change that still waits, or the next after its newest. Rows from there on may be of a
         change that is accepted, written and committed while the sweep goes on."""
-        waits = inbox.alias()
-        oldest = (
-            select(func.min(waits.c.seq))
-            .where(waits.c.article_id == leftovers.c.article_id, waits.c.state == "queued")
-            .scalar_subquery()
-        )
-        query = (
-            select(leftovers.c.article_id, articles.c.revision, func.coalesce(oldest, articles.c.accepted_seq + 1))
-            .join(articles, articles.c.id == leftovers.c.article_id)
-            .where(leftovers.c.due_at <= datetime.now(UTC))
-            .limit(limit)
-        )
+        query = _sweepable().where(leftovers.c.due_at <= datetime.now(UTC)).limit(limit)
         with self.database.read() as connection:
             return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
@@ -287,13 +276,22 @@ class ArticleStore:
                 for article_id in article_ids[start : start + _SQL_VARIABLES]:
                     commits.note_leftovers(connection, article_id, due)
 
-    def forget_leftovers(self, article_ids: Sequence[str], before: datetime, lease: Lease | None = None) -> None:
-        """Their old rows are gone; an entry that became due after `before` stays. Raises LeaseLost."""
+    def forget_leftovers(
+        self, swept: Sequence[tuple[str, int | None, int]], before: datetime, lease: Lease | None = None
+    ) -> None:
+        """What `due_leftovers` gave is gone. An entry stays that became due after `before`, and one whose article has another
+        revision to keep, or another change that waits, since: nobody looked for the rows of what that settled.
+
+        Raises LeaseLost.
+        """
         with self.database.write() as connection:
             if lease is not None:
                 check_lease(connection, lease)
-            where = leftovers.c.article_id.in_(article_ids) & (leftovers.c.due_at <= before)
-            connection.execute(delete(leftovers).where(where))
+            of_these = leftovers.c.article_id.in_([article_id for article_id, _, _ in swept])
+            still = _sweepable().where(of_these, leftovers.c.due_at <= before)
+            unchanged = {(row[0], row[1], row[2]) for row in connection.execute(still)}.intersection(swept)
+            gone = [article_id for article_id, _, _ in unchanged]
+            connection.execute(delete(leftovers).where(leftovers.c.article_id.in_(gone)))
 
     def _accept(self, article_id: str, article: Article | None, source: str) -> Accepted:
         with self.database.write() as connection:
@@ -325,6 +323,19 @@ class ArticleStore:
             )
             for row in rows
         ]
+
+
+def _sweepable() -> Select[Any]:
+    """Of each article with leftovers: id, the revision to keep, and the number below which rows may go."""
+    waits = inbox.alias()
+    oldest = (
+        select(func.min(waits.c.seq))
+        .where(waits.c.article_id == leftovers.c.article_id, waits.c.state == "queued")
+        .scalar_subquery()
+    )
+    return select(leftovers.c.article_id, articles.c.revision, func.coalesce(oldest, articles.c.accepted_seq + 1)).join(
+        articles, articles.c.id == leftovers.c.article_id
+    )
 
 
 def accept_in(
