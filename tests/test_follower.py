@@ -387,16 +387,16 @@ def test_an_article_replaced_and_swept_while_it_is_read_does_not_blink_out(
     read = Collection.read
     counts: list[int] = []
 
-    def slow_read(collection: Collection, ids: list[str]) -> tuple[list[Passage], FloatArray]:
+    def slow_read(collection: Collection, ids: list[str], **options: bool) -> tuple[list[Passage], FloatArray]:
         counts.append(follower._engine.count)
         if len(counts) == 1:  # the revision goes away just before it is read
             published(stage, "가", _BODIES[2])
             stage.ingest().sweep()
             assert set(stage.rows()) == {("가", 3)}
-            passages, vectors = read(collection, ids)
+            passages, vectors = read(collection, ids, **options)
             assert not passages
             return passages, vectors
-        return read(collection, ids)
+        return read(collection, ids, **options)
 
     monkeypatch.setattr(Collection, "read", slow_read)
     assert follower.catch_up() == 2
