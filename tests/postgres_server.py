@@ -121,10 +121,12 @@ def frozen(server: Server) -> Iterator[None]:
         _signal(server, signal.SIGCONT)
 
 
-def new_database(url: str) -> str:
-    """Creates an empty database with a fresh name on the server of `url`; gives its url."""
+def new_database(url: str, *, template: str = "") -> str:
+    """Creates a database with a fresh name on the server of `url`, empty or as the one of the url `template`, to which nobody
+    may be connected; gives its url."""
     name = f"test_{uuid.uuid4().hex}"
-    _administer(url, f"CREATE DATABASE {name} TEMPLATE template0")
+    copied = make_url(template).database if template else "template0"
+    _administer(url, f"CREATE DATABASE {name} TEMPLATE {copied}")
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 

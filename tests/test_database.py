@@ -280,8 +280,8 @@ def test_a_write_that_raises_leaves_nothing(state_url: str) -> None:
     database.close()
 
 
-def test_migrations_from_empty_give_exactly_the_metadata(state_url: str) -> None:
-    database = StateDatabase.open(state_url)
+def test_migrations_from_empty_give_exactly_the_metadata(empty_url: str) -> None:
+    database = StateDatabase.open(empty_url)
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
@@ -302,10 +302,10 @@ def test_a_database_that_is_up_to_date_is_opened_without_alembic(state_url: str)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_processes_that_open_and_write_at_once_all_succeed(state_url: str) -> None:
+def test_processes_that_open_and_write_at_once_all_succeed(empty_url: str) -> None:
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", _WRITER, state_url, str(number), str(_ARTICLES)],
+            [sys.executable, "-c", _WRITER, empty_url, str(number), str(_ARTICLES)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -318,7 +318,7 @@ def test_processes_that_open_and_write_at_once_all_succeed(state_url: str) -> No
         writer.stdin.flush()
     complaints = [writer.communicate(timeout=120)[1] for writer in writers]
     assert complaints == [""] * _PROCESSES
-    database = StateDatabase.open(state_url)
+    database = StateDatabase.open(empty_url)
     with database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM inbox")).scalar() == _PROCESSES * _ARTICLES
     database.close()
