@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from pipeline.errors import InvalidSetting, StoreUnavailable
 from pipeline.storage.tables import HEAD
 
+_BUSY_LOOK_S = 0.02
 _BUSY_TIMEOUT_S = 30.0  # a bulk acceptance holds the write lock for well under a second
 _PASSWORD = re.compile(r":[^:/]*@")
 _EXAMPLE_URLS = "sqlite:///state.db or postgresql://yeoul@host/yeoul"
@@ -196,13 +198,27 @@ def _engine(url: URL, *, patient: bool = False) -> Engine:
     return _sqlite(url)
 
 
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """SQLite does not wait by itself where several processes make a new database at once: only one can change its mode."""
+    end = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(_BUSY_LOOK_S)
+        else:
+            return
+
+
 def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
 
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # pysqlite would begin transactions by its own rules
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
