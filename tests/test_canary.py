@@ -16,7 +16,7 @@ from pipeline.documents import CANARY, Article
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from tests.fakes import FakeEncoder
-from tests.write_path import DIM, Stage
+from tests.write_path import DIM, Stage, running
 
 _PATIENCE = 20.0  # seconds until a test gives up waiting
 _NEVER = 60.0  # seconds: the worker looks only when it is woken
@@ -26,16 +26,8 @@ _NEVER = 60.0  # seconds: the worker looks only when it is woken
 def working(stage: Stage, *, poll_seconds: float = 0.02, encoder: FakeEncoder | None = None) -> Iterator[Worker]:
     ingest = stage.ingest(encoder)
     worker = Worker(stage.store, lambda: ingest, attempts=1, poll_seconds=poll_seconds)
-    stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    thread.start()
-    try:
+    with running(worker):
         yield worker
-    finally:
-        stop.set()
-        worker.wake()
-        thread.join(_PATIENCE)
-        assert not thread.is_alive()
 
 
 def test_it_is_published_changed_and_deleted_through_the_real_path(stage: Stage) -> None:

@@ -28,6 +28,7 @@ from pipeline.storage.rows import LogEntry
 from tests import small_corpus
 from tests.api_server import assembly_of
 from tests.fakes import FakeEncoder
+from tests.write_path import running
 
 _GAUGES = Gauges(ready=True, passages=0, queued=0, lag=0, failed=0, late=False)
 _PATIENCE = 20.0
@@ -65,16 +66,8 @@ class Service:
         worker = Worker(
             self.assembly.store, self.assembly.ingest, attempts=1, poll_seconds=0.02, on_commit=self._committed
         )
-        stop = threading.Event()
-        thread = threading.Thread(target=worker.run, args=(stop,))
-        thread.start()
-        try:
+        with running(worker):
             yield worker
-        finally:
-            stop.set()
-            worker.wake()
-            thread.join(_PATIENCE)
-            assert not thread.is_alive()
 
     def _committed(self) -> None:
         self.assembly.catch_up()

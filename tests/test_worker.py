@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.storage import leases
 from pipeline.storage.leases import Lease, LeaseLost
 from pipeline.storage.tables import inbox
 from tests.stores import EMBEDDED_ALONE
-from tests.write_path import Stage
+from tests.write_path import Stage, running
 
 _PATIENCE = 20.0  # seconds until a test gives up waiting
 
@@ -35,20 +34,6 @@ def article(article_id: str, body: str = "본문입니다.") -> Article:
 def worker_of(stage: Stage, ingest: Ingest | None = None, *, attempts: int = 1, **callbacks: Any) -> Worker:
     chosen = ingest or stage.ingest()
     return Worker(stage.store, lambda: chosen, attempts=attempts, poll_seconds=0.02, sweep_seconds=0.02, **callbacks)
-
-
-@contextmanager
-def running(worker: Worker) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.wake()
-        thread.join(_PATIENCE)
-        assert not thread.is_alive()
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from indexers.worker import Worker
 from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
 from pipeline.ingest import ChunkingParameters, Ingest, Passages, Written
@@ -14,6 +18,7 @@ from pipeline.storage.articles import ArticleStore
 from tests.fakes import FakeEncoder, InterruptibleCollection
 
 DIM = 32
+_PATIENCE = 20.0  # seconds until a worker should have ended
 _ONE_PARAGRAPH = 16  # tokens of FakeEncoder (words): two paragraphs of ten do not fit
 
 
@@ -76,3 +81,18 @@ class Stage:
         passages = self.collection.get([f"{article_id}#{revision}#{n}" for n in range(count)])
         assert len(passages) == count
         return [p.text for p in passages]
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    """The worker at work on a thread of its own, which ends with the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.wake()
+        thread.join(_PATIENCE)
+        assert not thread.is_alive()
