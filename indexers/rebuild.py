@@ -29,6 +29,7 @@ _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
 _BEHIND = 50  # changes; with fewer to write the worker is held up
 _LOOK_SECONDS = 0.2
+_REPLAY_SECONDS = 1.0  # between two looks at what changed, while processes load: many changes at a time cost less
 _SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
 _SEEN_SECONDS = 60.0  # for this process to change over after the switch: loading is over by then
 _LEASE_SECONDS = 30.0
@@ -193,14 +194,19 @@ class Rebuild:
     def _check(self, target: Connected, conditions: Conditions) -> None:
         """Waits until every process that answers has loaded the collection, and compares answers."""
         name, seconds = target.name, conditions.wait_seconds + target.collection.count() * _SECONDS_A_PASSAGE
-        self._until(lambda: self._assembly.coming(name) is not None, seconds, f"{name} is not loaded here")
+        self._until(
+            lambda: self._assembly.coming(name) is not None, seconds, f"{name} is not loaded here", target=target
+        )
         self._until(
             lambda: all(reader.collection == name for reader in readers.alive(self._database)),
             seconds,
             f"not every process that answers has loaded {name}",
+            target=target,
         )
         coming = self._assembly.coming(name)
         assert coming is not None
+        self._replay(target)
+        coming.follower.catch_up()
         queries = conditions.queries or self._titles()
         overlaps = compared(self._assembly.connected.searcher, coming.searcher, queries)
         for line in overlap_table(overlaps):
@@ -270,10 +276,17 @@ class Rebuild:
                 collection.close()
         manifests.set_state(self._database, known.name, "dropped")
 
-    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def _until(
+        self, condition: Callable[[], bool], seconds: float, what: str, *, target: Connected | None = None
+    ) -> None:
+        """Waits; a `target` is written meanwhile what changes. Raises RebuildRefused, which says `what`, after `seconds`."""
         end = time.monotonic() + seconds
+        replay_due = 0.0
         while not condition():
             self._check_stop()
+            if target is not None and time.monotonic() >= replay_due:
+                self._replay(target)
+                replay_due = time.monotonic() + _REPLAY_SECONDS
             if time.monotonic() > end:
                 raise RebuildRefused(
                     f"{what} after {seconds:g} s", "see the logs of the processes that answer; try again"

@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 
 _RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
 _LOOK_SECONDS = 0.25  # between two looks for a collection that is about to be used; a switch itself is noticed at once
-# Rows read at a time beside a collection that answers: some 40 ms of work between two rests. Milvus Lite scans for each read.
-_ROWS_BESIDE, _ROWS_BESIDE_LITE = 50, 250
+_FOLLOW_SECONDS = 1.0  # between two looks at what changed in a collection that nobody is answered from yet
 _REST = 2.0  # times the work before it
 _LONGEST_REST_SECONDS = 0.5
 _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
@@ -149,9 +148,8 @@ class Assembly:
         """Applies what changed to the engine that answers and to the one that is about to; changes over when it is time."""
         self._look_for_another()
         self.connected.follower.catch_up()
-        coming = self._coming
-        if coming is not None and coming.loaded and coming.connected is not None:
-            coming.connected.follower.catch_up()
+        if self._coming is not None:
+            self._coming.follow()
 
     def coming(self, name: str) -> Connected | None:
         """The parts around the collection `name` that is about to be used, where it is loaded here; None before."""
@@ -265,6 +263,7 @@ class _Coming:
         self._opened = opened
         self._failed: float | None = None
         self._worked_since = time.monotonic()
+        self._follow_due = 0.0  # monotonic
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load {known.name}", daemon=True)
         self._thread.start()
@@ -272,6 +271,12 @@ class _Coming:
     def failed_before(self, moment: float) -> bool:
         """Whether loading failed, and that before `moment` (monotonic)."""
         return self._failed is not None and self._failed < moment
+
+    def follow(self) -> None:
+        """Applies what changed, now and then, once it is loaded: many changes at a time cost less."""
+        if self.loaded and self.connected is not None and time.monotonic() >= self._follow_due:
+            self._follow_due = time.monotonic() + _FOLLOW_SECONDS
+            self.connected.follower.catch_up()
 
     def end(self) -> None:
         """Gives up what was opened."""
@@ -285,10 +290,8 @@ class _Coming:
             connected = self.connected = self._opened(self.known)
             connected.searcher.warm_up()
             self._worked_since = time.monotonic()
-            connected.follower.load(
-                self._check, batch=_ROWS_BESIDE_LITE if connected.parts.settings.milvus_is_lite else _ROWS_BESIDE
-            )
-            self.loaded = True
+            connected.load_beside(self._check, self._ended)
+            self.loaded = not self._ended.is_set()
         except _Ended:
             return
         except YeoulError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from pipeline.documents import CANARY
-from pipeline.errors import Unavailable
+from pipeline.errors import NotReady, Unavailable
 from pipeline.follower import Follower
 from pipeline.index import snapshot
 from pipeline.index.collection import Collection
@@ -16,6 +18,7 @@ from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine
 from pipeline.index.snapshot import Place
 from pipeline.ingest import Ingest
+from pipeline.loading import Order, load_apart
 from pipeline.parts import Parts, device_of, fusion_parameters, lexical_parameters
 from pipeline.retrieval.searcher import Searcher
 from pipeline.storage.articles import ArticleStore
@@ -25,6 +28,9 @@ from pipeline.storage.rows import LogEntry
 log = logging.getLogger(__name__)
 
 _SNAPSHOT = "resident.safetensors"
+_SNAPSHOT_APART = "resident-next.safetensors"  # of a collection that another process loads for this one
+# Rows read at a time beside a collection that answers: some 40 ms of work between two rests. Milvus Lite scans for each read.
+_ROWS_BESIDE, _ROWS_BESIDE_LITE = 50, 250
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
 OnApplied = Callable[[Sequence[LogEntry], datetime], None]
@@ -113,9 +119,33 @@ class Connected:
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
-        if not self._resume():
+        if not self._resume(self._snapshot):
             self.follower.load(on_progress)
             self.save()
+
+    def load_beside(self, rest: Callable[[int], None], ended: threading.Event) -> None:
+        """Fills the engine beside searches of another collection: in a process of its own where that may open the collection,
+        else here, with a `rest` after some rows. Leaves off when it is `ended`. Raises what the stores raise."""
+        settings = self.parts.settings
+        if settings.milvus_is_lite or not isinstance(self._engine, ResidentEngine):
+            self.follower.load(rest, batch=_ROWS_BESIDE_LITE if settings.milvus_is_lite else _ROWS_BESIDE)
+            return
+        path = self._snapshot.with_name(_SNAPSHOT_APART)
+        order = Order(
+            state_url=settings.state_url,
+            milvus_uri=settings.milvus_uri,
+            milvus_token=settings.milvus.token,
+            name=self.name,
+            dim=self.collection.dim,
+            identity=self._identity,
+            lexical=lexical_parameters(settings),
+            path=path,
+        )
+        try:
+            if load_apart(order, ended) and not self._resume(path):
+                raise NotReady(f"the snapshot of {self.name} does not fit any more", "it is loaded again")
+        finally:
+            path.unlink(missing_ok=True)
 
     def keep_up(self) -> None:
         """For a writer that serves nothing: its own writes go into the engine, and at its end into the snapshot, so that
@@ -123,7 +153,7 @@ class Connected:
         if not isinstance(self._engine, ResidentEngine):
             return
         position, seq, visible = self._store.visible()
-        if self._resume() or not visible:
+        if self._resume(self._snapshot) or not visible:
             if not self.follower.loaded:
                 self.follower.resume(position, seq)
             self.told_by_ingest()
@@ -150,13 +180,14 @@ class Connected:
     def close(self) -> None:
         self.collection.close()
 
-    def _resume(self) -> bool:
+    def _resume(self, path: Path) -> bool:
         if not isinstance(self._engine, ResidentEngine):
             return False
-        place = snapshot.restore(self._engine, self._snapshot, self._fits)
+        place = snapshot.restore(self._engine, path, self._fits)
         if place is None:
             return False
-        self._saved_position = place.position
+        if path == self._snapshot:
+            self._saved_position = place.position
         self.follower.resume(place.position, place.seq)
         return True
 

@@ -283,12 +283,18 @@ class Ingest:
         return done
 
     def sweep(self, lease: Lease | None = None) -> int:
-        """Deletes rows of replaced revisions whose grace is over; gives the number of articles swept. With a `lease` that was
+        """Deletes rows of replaced revisions whose grace is over; gives the number of revisions swept. With a `lease` that was
         lost meanwhile nothing is forgotten, and LeaseLost raised."""
         now = datetime.now(UTC)
         due = self._store.due_leftovers()
         if due:
-            self._collection.delete_replaced({article_id: (keep, before) for article_id, keep, before in due})
+            self._collection.delete(
+                passage_id(one.article_id, one.revision, ordinal)
+                for one in due
+                if one.revision
+                for ordinal in range(one.passages)
+            )
+            self._collection.delete_replaced({o.article_id: (o.keep, o.before) for o in due if not o.revision})
             self._store.forget_leftovers(due, before=now, lease=lease)
         return len(due)
 

@@ -20,7 +20,7 @@ from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease
-from pipeline.storage.rows import Accepted, Indexed
+from pipeline.storage.rows import Accepted, Indexed, Leftover
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _IDS = st.sampled_from(["가", "나", "다"])
@@ -291,7 +291,7 @@ def test_only_articles_that_may_have_old_rows_are_swept(store: ArticleStore, lea
     assert store.due_leftovers() == []
     edited = store.accept(article("고친", body="고침"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("고친", edited.seq, edited.seq + 1)]
+    assert store.due_leftovers() == [Leftover("고친", edited.seq - 1, 1, keep=edited.seq, before=edited.seq + 1)]
 
 
 def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleStore, lease: Lease) -> None:
@@ -299,7 +299,7 @@ def test_an_article_superseded_before_its_first_commit_is_swept(store: ArticleSt
     store.accept(article("가", body="하나"))
     second = store.accept(article("가", body="둘"))
     commit(store, store.queued(9), lease)
-    assert store.due_leftovers() == [("가", second.seq, second.seq + 1)]
+    assert store.due_leftovers() == [Leftover("가", 0, 0, keep=second.seq, before=second.seq + 1)]
 
 
 def test_old_rows_stay_until_the_grace_of_the_last_change_is_over(store: ArticleStore, lease: Lease) -> None:
@@ -311,13 +311,37 @@ def test_old_rows_stay_until_the_grace_of_the_last_change_is_over(store: Article
     assert store.due_leftovers() == []
 
 
+def test_a_revision_that_was_cut_short_is_looked_for_beside_the_one_that_is_known(
+    store: ArticleStore, lease: Lease
+) -> None:
+    first = store.accept(article("가", body="하나"))
+    commit(store, store.queued(9), lease)
+    for body in ("둘", "셋"):
+        last = store.accept(article("가", body=body))
+    commit(store, store.queued(9), lease)
+    keep = {"keep": last.seq, "before": last.seq + 1}
+    assert sorted(store.due_leftovers(), key=lambda one: one.revision) == [
+        Leftover("가", 0, 0, **keep),
+        Leftover("가", first.seq, 1, **keep),
+    ]
+
+
+def test_an_article_that_was_edited_before_the_sweep_has_each_revision_swept(store: ArticleStore, lease: Lease) -> None:
+    for body in ("하나", "둘", "셋"):
+        last = store.accept(article("가", body=body))
+        commit(store, store.queued(9), lease)
+    assert [one.revision for one in store.due_leftovers()] == [last.seq - 2, last.seq - 1]
+    store.forget_leftovers(store.due_leftovers()[:1], before=datetime.now(UTC))
+    assert [one.revision for one in store.due_leftovers()] == [last.seq - 1]
+
+
 def test_a_sweep_forgets_only_what_was_due_when_it_began(store: ArticleStore, lease: Lease) -> None:
     for body in ("하나", "둘"):
         store.accept(article("가", body=body))
         commit(store, store.queued(9), lease)
     before_it_was_due = datetime.now(UTC) - timedelta(seconds=30)
     store.forget_leftovers(store.due_leftovers(), before=before_it_was_due)
-    assert [article_id for article_id, _, _ in store.due_leftovers()] == ["가"]
+    assert [one.article_id for one in store.due_leftovers()] == ["가"]
     store.forget_leftovers(store.due_leftovers(), before=datetime.now(UTC))
     assert store.due_leftovers() == []
 

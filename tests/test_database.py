@@ -288,6 +288,22 @@ def test_migrations_from_empty_give_exactly_the_metadata(empty_url: str) -> None
     database.close()
 
 
+def test_leftovers_of_a_database_from_before_are_still_to_be_swept(empty_url: str) -> None:
+    database = StateDatabase.open(empty_url)
+    with database.engine.begin() as connection:
+        connection.execute(text("DROP TABLE leftovers"))
+        connection.execute(
+            text("CREATE TABLE leftovers (article_id VARCHAR(800) PRIMARY KEY, due_at TIMESTAMP NOT NULL)")
+        )
+        connection.execute(text("INSERT INTO leftovers VALUES ('a', '2026-03-02 09:00:00.000000')"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+    database.close()
+    database = StateDatabase.open(empty_url)
+    with database.read() as connection:
+        assert connection.execute(select(leftovers)).all() == [("a", datetime(2026, 3, 2, 9, tzinfo=UTC), 0, 0)]
+    database.close()
+
+
 def test_the_head_is_the_newest_migration() -> None:
     script = ScriptDirectory(str(_MIGRATIONS))
     assert script.get_heads() == [HEAD]

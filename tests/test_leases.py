@@ -15,7 +15,7 @@ from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, LeaseLost
-from pipeline.storage.rows import Indexed
+from pipeline.storage.rows import Indexed, Leftover
 
 _LONG = 60.0  # seconds: does not run out during a test
 _OVER = 0.0  # seconds: has run out at once
@@ -94,7 +94,7 @@ def test_a_lost_lease_refuses_the_commit_and_nothing_of_it_is_visible(database: 
     assert store.counts() == {"queued": 2}
     assert store.due_leftovers() == []
     with pytest.raises(LeaseLost):
-        store.forget_leftovers([("가", None, 1)], datetime.now(UTC), lost)
+        store.forget_leftovers([Leftover("가", 0, 0, None, 1)], datetime.now(UTC), lost)
     store.commit([Indexed(change, 1) for change in changes], held, grace_seconds=0)
     assert store.visible()[2] == {"가": 1, "나": 2}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import InvalidQuery
 from pipeline.index.engine import Candidates
 from pipeline.retrieval.fusion import fuse
-from pipeline.retrieval.ranking import RankedArticle, page, rank
+from pipeline.retrieval.ranking import RankedArticle, Ranking, page
 
 QUESTION = "전세대출 금리"
 _ARTICLES = st.sampled_from([*"abcdefgh", "가", "나#다", "é", "👍"])
@@ -23,7 +23,7 @@ _ROWS = st.lists(st.tuples(_ARTICLES, _SCORES, st.floats(0, 30)), max_size=40)
 Row = tuple[str, float, float]
 
 
-def _ranking(rows: list[Row], alpha: float = 0.5) -> list[RankedArticle]:
+def _ranking(rows: list[Row], alpha: float = 0.5) -> Ranking:
     ordinals: dict[str, int] = {}
     ids = []
     for article, _, _ in rows:
@@ -37,10 +37,10 @@ def _ranking(rows: list[Row], alpha: float = 0.5) -> list[RankedArticle]:
         dense_best=max((row[1] for row in rows), default=0.0),
         lexical_best=max((row[2] for row in rows), default=0.0),
     )
-    return rank(candidates, fuse(candidates, method="tm2c2", alpha=alpha))
+    return Ranking(candidates, fuse(candidates, method="tm2c2", alpha=alpha))
 
 
-def _pages(ranking: list[RankedArticle], sizes: list[int]) -> list[list[RankedArticle]]:
+def _pages(ranking: Ranking, sizes: list[int]) -> list[list[RankedArticle]]:
     pages, cursor = [], None
     for turn in range(len(ranking) + 1):
         shown, cursor = page(ranking, limit=sizes[turn % len(sizes)], cursor=cursor, question=QUESTION)
@@ -54,7 +54,7 @@ def _pages(ranking: list[RankedArticle], sizes: list[int]) -> list[list[RankedAr
 def test_pages_of_any_sizes_join_to_the_one_shot_list(rows: list[Row], sizes: list[int], alpha: float) -> None:
     ranking = _ranking(rows, alpha)
     pages = _pages(ranking, sizes)
-    assert [article for shown in pages for article in shown] == ranking
+    assert [article for shown in pages for article in shown] == list(ranking)
     assert all(pages[:-1]), "no page but the only one is empty"
     assert len({article.article_id for article in ranking}) == len(ranking) == len({row[0] for row in rows})
 
@@ -64,12 +64,13 @@ def test_the_ranking_does_not_depend_on_the_order_of_the_candidates(rows: list[R
     numbered = [(f"{n}", dense, lexical) for n, (_, dense, lexical) in enumerate(rows)]
     shuffled = list(numbered)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert _ranking(shuffled) == _ranking(numbered)
+    assert list(_ranking(shuffled)) == list(_ranking(numbered))
 
 
 @given(_ROWS)
 def test_articles_stand_by_their_best_passage_and_ties_by_id(rows: list[Row]) -> None:
     ranking = _ranking(rows)
+    assert ranking.article_ids == [article.article_id for article in ranking]
     for article in ranking:
         passages = [article.best, *article.others]
         assert [(-p.score, p.passage_id) for p in passages] == sorted((-p.score, p.passage_id) for p in passages)
@@ -89,7 +90,7 @@ def test_a_leg_that_is_off_has_no_number() -> None:
         dense_best=0.0,
         lexical_best=4.0,
     )
-    (article,) = rank(candidates, fuse(candidates, method="tm2c2", alpha=0.2))
+    (article,) = Ranking(candidates, fuse(candidates, method="tm2c2", alpha=0.2))
     assert (article.best.dense, article.best.dense_normalised) == (None, None)
     assert (article.best.lexical, article.best.lexical_normalised, article.score) == (2.0, 0.5, 0.5)
 
@@ -109,14 +110,14 @@ def test_a_cursor_goes_on_after_an_article_that_is_gone_since() -> None:
 
 def test_a_cursor_belongs_to_its_question() -> None:
     with pytest.raises(InvalidQuery, match="for the same question"):
-        page([], limit=5, cursor=_cursor(), question=QUESTION + "?")
+        page(_ranking([]), limit=5, cursor=_cursor(), question=QUESTION + "?")
 
 
 def test_no_part_of_a_cursor_is_a_cursor() -> None:
     cursor = _cursor()
     for cut in range(len(cursor)):
         with pytest.raises(InvalidQuery, match="next_cursor"):
-            page([], limit=5, cursor=cursor[:cut], question=QUESTION)
+            page(_ranking([]), limit=5, cursor=cursor[:cut], question=QUESTION)
 
 
 def _forged(content: object) -> str:
@@ -147,11 +148,11 @@ def _forged(content: object) -> str:
 )
 def test_what_is_no_cursor_is_refused_with_the_cure(cursor: str) -> None:
     with pytest.raises(InvalidQuery, match="next_cursor given by a search") as caught:
-        page([], limit=5, cursor=cursor, question=QUESTION)
+        page(_ranking([]), limit=5, cursor=cursor, question=QUESTION)
     str(caught.value).encode()
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: base64.urlsafe_b64encode(data).decode()))
 def test_garbage_is_never_a_cursor(text: str) -> None:
     with pytest.raises(InvalidQuery):
-        page([], limit=5, cursor=text, question=QUESTION)
+        page(_ranking([]), limit=5, cursor=text, question=QUESTION)

@@ -380,7 +380,7 @@ def test_rows_that_were_replaced_while_a_collection_was_out_of_use_are_swept_aft
     _, _, visible = place.assembly.store.visible()
     collection = place.assembly.connected.collection
     assert {"글02", "글04"} == {a for _, a, revision in collection.iterate_ids() if visible.get(a) != revision}
-    assert {article_id for article_id, _, _ in place.assembly.store.due_leftovers()} == {"글02", "글04"}
+    assert {one.article_id for one in place.assembly.store.due_leftovers()} == {"글02", "글04"}
     place.agrees()  # what the sweep will take is no difference
     Worker(place.assembly.store, place.assembly.ingest).sweep()
     assert {(a, revision) for _, a, revision in collection.iterate_ids()} == set(visible.items())

@@ -30,7 +30,7 @@ from pipeline.ingest import ChunkingParameters
 from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.fusion import Fused, fuse
 from pipeline.retrieval.query import SearchRequest
-from pipeline.retrieval.ranking import rank
+from pipeline.retrieval.ranking import Ranking
 from pipeline.retrieval.searcher import FusionParameters, Searcher
 
 MODES = ("lexical", "dense", "rrf", "hybrid")
@@ -287,7 +287,7 @@ def _candidates(searcher: Searcher, engine: ResidentEngine, request: SearchReque
 
 
 def _documents(candidates: Candidates, fused: Fused) -> list[str]:
-    return [article.article_id for article in rank(candidates, fused)]
+    return Ranking(candidates, fused).article_ids
 
 
 def _rounded(values: Mapping[Any, float]) -> dict[Any, float]:

@@ -51,11 +51,12 @@ _CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone i
 
 @dataclass(frozen=True, slots=True)
 class QueryTerms:
-    """The terms of a query with their weights (> 0; 1 is a morpheme of the plain analysis), and apart from them the terms
-    of their synonyms."""
+    """The terms of a query with their weights (> 0; 1 is a morpheme of the plain analysis), apart from them the terms of
+    their synonyms, and all morphemes of the plain analysis."""
 
     weights: dict[str, float]
     synonyms: dict[str, float] = field(default_factory=dict)
+    morphemes: tuple[Token, ...] = field(default=(), repr=False)
 
 
 class Analyser:
@@ -119,7 +120,7 @@ class Analyser:
             for other in self._synonyms_of.get(form, ()) if form not in elsewise else ():
                 if other not in weights:
                     synonyms[other] = max(synonyms.get(other, 0.0), weight * _SYNONYM_WEIGHT)
-        return QueryTerms(weights, synonyms)
+        return QueryTerms(weights, synonyms, tuple(plain))
 
     @cached_property
     def _synonyms_of(self) -> dict[str, tuple[str, ...]]:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import count
+from typing import overload
 
 import numpy as np
 import orjson
 
 from pipeline.errors import InvalidQuery
 from pipeline.index.engine import Candidates
-from pipeline.retrieval.fusion import Column, Fused
+from pipeline.retrieval.fusion import Fused
 
 _HASH_CHARS = 16  # of the question's SHA-256: a slip is noticed, nothing secret is guarded
 
 
-class ScoredPassage(NamedTuple):  # not a dataclass: a search makes some 400 of them, at a quarter of the time
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPassage:
     """A candidate with its scores; None where a leg is off."""
 
     passage_id: str
@@ -33,7 +37,8 @@ class ScoredPassage(NamedTuple):  # not a dataclass: a search makes some 400 of 
     lexical_normalised: float | None
 
 
-class RankedArticle(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedArticle:
     """An article by its `best` passage; `others` are its other candidates, best first."""
 
     article_id: str
@@ -45,60 +50,73 @@ class RankedArticle(NamedTuple):
         return self.best.score
 
 
-def rank(candidates: Candidates, fused: Fused) -> list[RankedArticle]:
-    """The articles of the candidates, best first; equal scores by article id, equal passages by passage id."""
-    columns = zip(
-        candidates.passage_ids,
-        fused.score.tolist(),
-        _numbers(candidates.dense),
-        _numbers(candidates.lexical),
-        _numbers(fused.dense),
-        _numbers(fused.lexical),
-        strict=True,
-    )
-    grouped: dict[str, list[ScoredPassage]] = {}
-    for article_id, (passage_id, score, dense, lexical, dense_normalised, lexical_normalised) in zip(
-        candidates.article_ids, columns, strict=True
-    ):
-        scored = ScoredPassage(
-            passage_id=passage_id,
-            score=score,
-            dense=dense,
-            lexical=lexical,
-            dense_normalised=dense_normalised,
-            lexical_normalised=lexical_normalised,
+class Ranking(Sequence[RankedArticle]):
+    """The articles of the candidates, best first; equal scores by article id, equal passages by passage id.
+
+    An article is put together when it is looked at: of hundreds, ten are shown.
+    """
+
+    def __init__(self, candidates: Candidates, fused: Fused) -> None:
+        self._candidates = candidates
+        self._fused = fused
+        self._on = [not np.isnan(column).any() for column in (candidates.dense, candidates.lexical)]
+        scores = (-fused.score).tolist()
+        self._keys: list[tuple[float, str]] = []  # of each article; they ascend
+        self._places: dict[str, list[int]] = {}  # article → its candidates, in order
+        for key, article_id, _, place in sorted(
+            zip(scores, candidates.article_ids, candidates.passage_ids, count(), strict=False)
+        ):
+            places = self._places.get(article_id)
+            if places is None:
+                places = self._places[article_id] = []
+                self._keys.append((key, article_id))
+            places.append(place)
+
+    @property
+    def article_ids(self) -> list[str]:
+        return list(self._places)
+
+    def after(self, key: tuple[float, str]) -> int:
+        """The number of articles up to the one with `key` (minus the score, id), whether it is there or not."""
+        return bisect_right(self._keys, key)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> RankedArticle: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RankedArticle]: ...
+    def __getitem__(self, index: int | slice) -> RankedArticle | list[RankedArticle]:
+        if isinstance(index, slice):
+            return [self._article(article_id) for _, article_id in self._keys[index]]
+        return self._article(self._keys[index][1])
+
+    def _article(self, article_id: str) -> RankedArticle:
+        best, *others = (self._scored(place) for place in self._places[article_id])
+        return RankedArticle(article_id=article_id, best=best, others=tuple(others))
+
+    def _scored(self, place: int) -> ScoredPassage:
+        dense_on, lexical_on = self._on
+        return ScoredPassage(
+            passage_id=self._candidates.passage_ids[place],
+            score=float(self._fused.score[place]),
+            dense=float(self._candidates.dense[place]) if dense_on else None,
+            lexical=float(self._candidates.lexical[place]) if lexical_on else None,
+            dense_normalised=float(self._fused.dense[place]) if dense_on else None,
+            lexical_normalised=float(self._fused.lexical[place]) if lexical_on else None,
         )
-        grouped.setdefault(article_id, []).append(scored)
-    articles = []
-    for article_id, passages in grouped.items():
-        best, *others = sorted(passages, key=lambda p: (-p.score, p.passage_id)) if len(passages) > 1 else passages
-        articles.append(RankedArticle(article_id=article_id, best=best, others=tuple(others)))
-    return sorted(articles, key=_key)
 
 
-def page(
-    ranking: Sequence[RankedArticle], *, limit: int, cursor: str | None, question: str
-) -> tuple[list[RankedArticle], str | None]:
+def page(ranking: Ranking, *, limit: int, cursor: str | None, question: str) -> tuple[list[RankedArticle], str | None]:
     """`limit` articles after `cursor`, and the cursor of the next page (None on the last).
 
     Raises InvalidQuery for a cursor that is none, or belongs to another `question`.
     """
-    first = 0
-    if cursor is not None:
-        after = _decoded(cursor, question)
-        first = next((i for i, article in enumerate(ranking) if _key(article) > after), len(ranking))
-    shown = list(ranking[first : first + limit])
+    first = ranking.after(_decoded(cursor, question)) if cursor is not None else 0
+    shown = ranking[first : first + limit]
     more = first + limit < len(ranking)
     return shown, _encoded(shown[-1], question) if shown and more else None
-
-
-def _key(article: RankedArticle) -> tuple[float, str]:
-    return -article.score, article.article_id
-
-
-def _numbers(column: Column) -> list[float] | list[None]:
-    """The column as Python numbers; all None where its leg is off (NaN)."""
-    return [None] * len(column) if np.isnan(column).any() else column.tolist()
 
 
 def _digest(question: str) -> str:

@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from pipeline.documents import Passage, Span
-from pipeline.encoding.encoder import Encoder, FloatArray, TermEncoder
+from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder, TermEncoder
 from pipeline.encoding.word_probabilities import form_probabilities
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.index.engine import Candidates, Engine, EngineQuery
 from pipeline.index.fields import LexicalQuery
 from pipeline.korean.bigrams import bigrams
-from pipeline.korean.morphemes import Analyser
+from pipeline.korean.morphemes import Analyser, QueryTerms
 from pipeline.retrieval.evidence import rarities
 from pipeline.retrieval.fusion import Fused, Method, fuse
 from pipeline.retrieval.query import SearchRequest
-from pipeline.retrieval.ranking import RankedArticle, ScoredPassage, page, rank
+from pipeline.retrieval.ranking import RankedArticle, Ranking, ScoredPassage, page
 from pipeline.retrieval.snippets import matched_terms, snippet
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Searcher:
         candidates, failed = self.candidates(engine, request, understood)
         watch.lap("legs")
         fused = self.fused(candidates)
-        ranking = rank(candidates, fused)
+        ranking = Ranking(candidates, fused)
         question = request.question(*astuple(self._fusion))
         shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
         watch.lap("rank")
@@ -147,24 +147,36 @@ class Searcher:
 
     def understand(self, request: SearchRequest) -> Understood:
         """The query as each leg that `request.mode` asks for reads it. A leg that fails is left out and named."""
-        vector, terms, failed = None, None, {}
-        if request.mode != "lexical":
-            try:
-                vector = self._encoder.encode_queries([request.text])[0]
-            except _ENCODER_ERRORS as error:
-                log.exception("the query could not be encoded")
-                failed["dense"] = str(error)
+        found, vector, failed = None, None, {}
         if request.mode != "dense":
             try:
-                terms = self.terms(request.text)
+                found = self._analyser.query_terms(request.text)
             except (RuntimeError, MemoryError) as error:
                 log.exception("the query could not be analysed")
                 failed["lexical"] = str(error)
+        if request.mode != "lexical":
+            try:
+                vector = self._vector(request.text, found)
+            except _ENCODER_ERRORS as error:
+                log.exception("the query could not be encoded")
+                failed["dense"] = str(error)
+        terms = self._lexical_query(request.text, found) if found is not None else None
         return Understood(vector=vector, terms=terms, failed=failed)
 
     def terms(self, text: str) -> LexicalQuery:
         """The lexical query of a text."""
-        found = self._analyser.query_terms(text)
+        return self._lexical_query(text, self._analyser.query_terms(text))
+
+    def _vector(self, text: str, found: QueryTerms | None) -> FloatArray:
+        """The query's vector; what Kiwi found already is not looked for again."""
+        if found is not None and isinstance(self._encoder, MorphemeEncoder):
+            vectors = self._encoder.encode_morphemes([found.morphemes])
+        else:
+            vectors = self._encoder.encode_queries([text])
+        vector: FloatArray = vectors[0]
+        return vector
+
+    def _lexical_query(self, text: str, found: QueryTerms) -> LexicalQuery:
         terms = found.weights | found.synonyms
         return LexicalQuery(
             terms=terms,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, select
+from sqlalchemy import Connection, Select, delete, func, or_, select, tuple_
 
 from pipeline.documents import CANARY, Article, Change
 from pipeline.errors import ArticleNotFound, LogPruned, OlderRevision, YeoulError
@@ -18,7 +18,7 @@ from pipeline.storage import acceptance, carried, commits, signals, statements
 from pipeline.storage.acceptance import BULK, PUSH, Progress, article_of
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.leases import Lease, check_lease
-from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, LogEntry
+from pipeline.storage.rows import Accepted, ArticleState, Failed, Indexed, Leftover, LogEntry
 from pipeline.storage.tables import articles, changes, collections, inbox, leftovers, passage_counts
 
 _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
@@ -211,8 +211,8 @@ class ArticleStore:
         """Makes `done`, at most one change an article, visible: registry, change log and inbox in one transaction, if
         `lease` still holds. Gives the numbers of those that were shown: what was superseded meanwhile is not.
 
-        Articles that may have rows of an earlier change are noted as leftovers, due after `grace_seconds`. Rows that are given
-        are of `collection` and kept for those who follow the log.
+        What is replaced is noted as leftovers, due after `grace_seconds`. Rows that are given are of `collection` and kept for
+        those who follow the log.
         """
         shown: set[int] = set()
         with self.database.write() as connection:
@@ -255,13 +255,12 @@ class ArticleStore:
             if max(settled, lines) < _PRUNED_TOGETHER:
                 return changes_gone, lines_gone
 
-    def due_leftovers(self, limit: int = 500) -> list[tuple[str, int | None, int]]:
-        """Articles whose old rows may go now, each with its visible revision (the one to keep) and the number below which rows
-        may go: that of its oldest change that still waits, or the next after its newest. Rows from there on may be of a
-        change that is accepted, written and committed while the sweep goes on."""
-        query = _sweepable().where(leftovers.c.due_at <= datetime.now(UTC)).limit(limit)
+    def due_leftovers(self, limit: int = 500) -> list[Leftover]:
+        """Rows that may go now. Of those that have to be looked for, `before` is the article's oldest change that still waits,
+        or the next after its newest: rows from there on may be of a change that is accepted, written and committed while the
+        sweep goes on."""
         with self.database.read() as connection:
-            return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+            return _leftovers(connection, _sweepable(datetime.now(UTC)).limit(limit))
 
     def drop_carried(self, older_than_seconds: float) -> int:
         """Forgets rows that were kept beside commits of that age: of how many articles."""
@@ -276,22 +275,26 @@ class ArticleStore:
                 for article_id in article_ids[start : start + _SQL_VARIABLES]:
                     commits.note_leftovers(connection, article_id, due)
 
-    def forget_leftovers(
-        self, swept: Sequence[tuple[str, int | None, int]], before: datetime, lease: Lease | None = None
-    ) -> None:
-        """What `due_leftovers` gave is gone. An entry stays that became due after `before`, and one whose article has another
-        revision to keep, or another change that waits, since: nobody looked for the rows of what that settled.
+    def forget_leftovers(self, swept: Sequence[Leftover], before: datetime, lease: Lease | None = None) -> None:
+        """What `due_leftovers` gave is gone. An entry stays that became due after `before`, and one without a revision whose
+        article has another one to keep, or another change that waits, since: nobody looked for the rows of what that settled.
 
         Raises LeaseLost.
         """
         with self.database.write() as connection:
             if lease is not None:
                 check_lease(connection, lease)
-            of_these = leftovers.c.article_id.in_([article_id for article_id, _, _ in swept])
-            still = _sweepable().where(of_these, leftovers.c.due_at <= before)
-            unchanged = {(row[0], row[1], row[2]) for row in connection.execute(still)}.intersection(swept)
-            gone = [article_id for article_id, _, _ in unchanged]
-            connection.execute(delete(leftovers).where(leftovers.c.article_id.in_(gone)))
+            of_these = leftovers.c.article_id.in_({leftover.article_id for leftover in swept})
+            still = {
+                (now.article_id, now.revision): now
+                for now in _leftovers(connection, _sweepable(before).where(of_these))
+            }
+            gone = [
+                key
+                for one in swept
+                if (key := (one.article_id, one.revision)) in still and (one.revision or still[key] == one)
+            ]
+            connection.execute(delete(leftovers).where(tuple_(leftovers.c.article_id, leftovers.c.revision).in_(gone)))
 
     def _accept(self, article_id: str, article: Article | None, source: str) -> Accepted:
         with self.database.write() as connection:
@@ -325,16 +328,24 @@ class ArticleStore:
         ]
 
 
-def _sweepable() -> Select[Any]:
-    """Of each article with leftovers: id, the revision to keep, and the number below which rows may go."""
-    waits = inbox.alias()
+def _leftovers(connection: Connection, query: Select[Any]) -> list[Leftover]:
+    return [Leftover(*row) for row in connection.execute(query)]
+
+
+def _sweepable(now: datetime) -> Select[Any]:
+    """The columns of Leftover. What has to be looked for waits for the grace of what is known."""
+    waits, others = inbox.alias(), leftovers.alias()
+    later = select(others.c.revision).where(others.c.article_id == leftovers.c.article_id, others.c.due_at > now)
     oldest = (
         select(func.min(waits.c.seq))
         .where(waits.c.article_id == leftovers.c.article_id, waits.c.state == "queued")
         .scalar_subquery()
     )
-    return select(leftovers.c.article_id, articles.c.revision, func.coalesce(oldest, articles.c.accepted_seq + 1)).join(
-        articles, articles.c.id == leftovers.c.article_id
+    before = func.coalesce(oldest, articles.c.accepted_seq + 1)
+    return (
+        select(leftovers.c.article_id, leftovers.c.revision, leftovers.c.passages, articles.c.revision, before)
+        .join(articles, articles.c.id == leftovers.c.article_id)
+        .where(leftovers.c.due_at <= now, or_(leftovers.c.revision > 0, ~later.exists()))
     )
 
 

@@ -21,16 +21,15 @@ from pipeline.storage.tables import articles, changes, inbox, leftovers, pruned
 def commit(connection: Connection, done: Sequence[Indexed], *, now: datetime, due: datetime) -> set[int]:
     """Shows those of `done` that still wait, at most one change an article, and gives their numbers.
 
-    What was superseded since it was read stays hidden. Articles that may have rows of another revision than the visible
-    one are noted as leftovers, due at `due`.
+    What was superseded since it was read stays hidden. Revisions that are replaced are noted as leftovers, due at `due`.
     """
     numbers = [item.change.seq for item in done]
     query = select(inbox.c.seq).where(inbox.c.seq.in_(numbers), inbox.c.state == "queued")
     waiting = set(connection.execute(query).scalars())
     shown = [item for item in done if item.change.seq in waiting]
     late = [item.change.article_id for item in done if item.change.seq not in waiting]
-    for article_id in [*_show(connection, shown, now), *late]:
-        note_leftovers(connection, article_id, due)
+    for article_id, revision, passages in [*_show(connection, shown, now), *((a, 0, 0) for a in late)]:
+        note_leftovers(connection, article_id, due, revision=revision, passages=passages)
     return waiting
 
 
@@ -49,13 +48,18 @@ def postpone(connection: Connection, change: Change, error: str, due: datetime) 
     connection.execute(told.values(error=error))
 
 
-def note_leftovers(connection: Connection, article_id: str, due: datetime) -> None:
-    """Old rows of the article may be deleted at `due`, or at a later time that was noted before."""
-    noted = connection.execute(select(leftovers.c.due_at).where(leftovers.c.article_id == article_id)).scalar()
+def note_leftovers(
+    connection: Connection, article_id: str, due: datetime, *, revision: int = 0, passages: int = 0
+) -> None:
+    """Rows of a replaced revision with so many passages (0: of whichever are not visible) may be deleted at `due`, or at a
+    later time that was noted before."""
+    same = (leftovers.c.article_id == article_id) & (leftovers.c.revision == revision)
+    noted = connection.execute(select(leftovers.c.due_at).where(same)).scalar()
     if noted is None:
-        connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
+        row = {"article_id": article_id, "due_at": due, "revision": revision, "passages": passages}
+        connection.execute(insert(leftovers), row)
     elif noted < due:
-        connection.execute(update(leftovers).where(leftovers.c.article_id == article_id).values(due_at=due))
+        connection.execute(update(leftovers).where(same).values(due_at=due))
 
 
 def prune(connection: Connection, before: datetime, *, limit: int) -> tuple[int, int]:
@@ -78,13 +82,16 @@ def prune(connection: Connection, before: datetime, *, limit: int) -> tuple[int,
     return counts[0], counts[1]
 
 
-def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[str]:
-    """Gives the articles that may have rows of another revision: of the one before, or of one whose writing was cut short."""
+def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[tuple[str, int, int]]:
+    """Gives (article, revision, passages) of what is replaced; a revision of 0 where an older change waited too: its writing
+    may have been cut short."""
     ids = [item.change.article_id for item in done]
-    known = select(articles.c.id, articles.c.revision, articles.c.accepted_seq).where(articles.c.id.in_(ids))
-    before = {row.id: row for row in connection.execute(known)}
-    firsts = select(inbox.c.article_id, func.min(inbox.c.seq)).where(inbox.c.article_id.in_(ids))
-    first_seq = {row[0]: row[1] for row in connection.execute(firsts.group_by(inbox.c.article_id))}
+    columns = (articles.c.id, articles.c.revision, articles.c.passages, articles.c.accepted_seq)
+    before = {row.id: row for row in connection.execute(select(*columns).where(articles.c.id.in_(ids)))}
+    waited = select(inbox.c.article_id, func.min(inbox.c.seq)).where(
+        inbox.c.article_id.in_(ids), inbox.c.state == "queued"
+    )
+    oldest = {row[0]: row[1] for row in connection.execute(waited.group_by(inbox.c.article_id))}
     rows = [_row(item, now) for item in done]
     if not rows:
         return []
@@ -100,11 +107,9 @@ def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> lis
     logged = [row for row in rows if row["new_revision"] is not None or before[row["of"]].revision is not None]
     if logged:
         connection.execute(statements.LOG, logged)
-    return [
-        row["of"]
-        for row in rows
-        if before[row["of"]].revision is not None or first_seq.get(row["of"], row["number"]) < row["number"]
-    ]
+    shown = [before[row["of"]] for row in rows]
+    replaced = [(was.id, was.revision, was.passages) for was in shown if was.revision is not None]
+    return replaced + [(row["of"], 0, 0) for row in rows if oldest[row["of"]] < row["number"]]
 
 
 def _row(item: Indexed, now: datetime) -> dict[str, Any]:

@@ -51,6 +51,20 @@ class Indexed:
 
 
 @dataclass(frozen=True, slots=True)
+class Leftover:
+    """Rows of an article that may go: the `passages` ones of `revision`.
+
+    A revision of 0 stands for whichever are below `before` and not `keep`, the visible one: they have to be looked for.
+    """
+
+    article_id: str
+    revision: int
+    passages: int
+    keep: int | None
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogEntry:
     """One line of the change log: from `position` on, `revision` is visible (None: the article is gone)."""
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-HEAD = "0003"  # the newest migration: compared at start, so that a database up to date never imports Alembic
+HEAD = "0004"  # the newest migration: compared at start, so that a database up to date never imports Alembic
 
 metadata = MetaData()
 
@@ -103,12 +103,15 @@ pruned = Table(
     Column("value", Number, nullable=False),
 )
 
-# Articles of which rows of other revisions than the visible one may stand in the collection, deleted after a grace.
+# Revisions that were replaced, whose rows are deleted after a grace. Revision 0: rows of whichever are not visible may
+# stand in the collection, and have to be looked for.
 leftovers = Table(
     "leftovers",
     metadata,
     Column("article_id", String(800), primary_key=True),
     Column("due_at", Moment, nullable=False),
+    Column("revision", Number, primary_key=True, autoincrement=False, server_default="0"),
+    Column("passages", Integer, nullable=False, server_default="0"),
 )
 
 # Rows of the articles that were committed in the last minute, for the processes that follow the log.

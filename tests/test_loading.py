@@ -1,0 +1,88 @@
+"""A collection that another process loads: the snapshot it leaves, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from pipeline.documents import Article
+from pipeline.errors import NotReady
+from pipeline.follower import Follower
+from pipeline.index import snapshot
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.resident import ResidentEngine
+from pipeline.index.snapshot import Place
+from pipeline.loading import Order, load, load_apart
+from tests import milvus_server
+from tests.stores import SERVERS_ALONE
+from tests.write_path import DIM, Stage
+
+pytestmark = SERVERS_ALONE  # Milvus Lite belongs to one process
+
+_LEXICAL = LexicalParameters(k1=1.1, title_weight=0.5)
+
+
+def ordered(stage: Stage, folder: Path, *, name: str = "") -> Order:
+    return Order(
+        state_url=stage.store.database.engine.url.render_as_string(hide_password=False),
+        milvus_uri=stage.uri,
+        milvus_token=milvus_server.TOKEN,
+        name=name or stage.collection.name,
+        dim=DIM,
+        identity="여울의 첫 번째",
+        lexical=_LEXICAL,
+        path=folder / "next.safetensors",
+    )
+
+
+def published(stage: Stage) -> None:
+    stage.publish(*(Article(id=f"글{n}", title=f"제목 {n}", body="강을 건넌다. 비가 온다.") for n in range(12)))
+    stage.publish(Article(id="글3", title="고친 제목", body="눈이 온다."))
+    stage.delete("글5")
+
+
+def test_it_leaves_the_engine_that_loading_here_would_have_made(stage: Stage, tmp_path: Path) -> None:
+    published(stage)
+    order = ordered(stage, tmp_path)
+    assert load_apart(order, threading.Event())
+    restored, loaded = ResidentEngine(DIM, _LEXICAL), ResidentEngine(DIM, _LEXICAL)
+    follower = Follower(stage.store, stage.collection, loaded)
+    follower.load()
+    place = snapshot.restore(restored, order.path, lambda _: True)
+    mark = stage.store.log_mark(follower.position)
+    assert place == Place(order.identity, follower.position, mark, follower.seq)
+    assert restored.revisions() == loaded.revisions() == stage.store.visible()[2]
+    ids = sorted(i for i, _, _ in stage.collection.iterate_ids())
+    assert restored.passages(ids) == loaded.passages(ids)
+    assert list(tmp_path.iterdir()) == [order.path]
+
+
+def test_where_it_fails_its_log_says_why_and_nothing_is_left(
+    stage: Stage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(NotReady, match="the process that loads nowhere ended with 1"):
+        load_apart(ordered(stage, tmp_path, name="nowhere"), threading.Event())
+    assert "nowhere cannot be loaded: there is no collection 'nowhere'" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_ends_when_nobody_waits_for_it(stage: Stage, tmp_path: Path) -> None:
+    ended = threading.Event()
+    ended.set()
+    assert not load_apart(ordered(stage, tmp_path), ended)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_leaves_off_where_the_process_that_asked_was_killed(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(stage)
+    parents = count(1000)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))  # the kernel gives an orphan another one
+    with pytest.raises(NotReady, match="nobody waits"):
+        load(ordered(stage, tmp_path))
+    assert list(tmp_path.iterdir()) == []
