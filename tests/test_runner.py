@@ -118,7 +118,10 @@ class _Watched:
         return self._encoder.count_tokens(texts)
 
     def encode_morphemes(self, texts: Sequence[Sequence[Token]]) -> FloatArray:
-        self.encoded += len(texts)
+        if len(texts) > 1:  # queries come one at a time, passages all together
+            self.encoded += len(texts)
+        elif self._fails:
+            raise RuntimeError("out of memory")
         return self._encoder.encode_morphemes(texts)
 
 

@@ -113,9 +113,10 @@ def advance(
 ) -> None:
     """Notes what was written into a collection that is not in use: article → (revision, passages), and how far it is.
 
-    `filled`: every article is in, so readers may load it.
+    `filled`: every article is in, so readers may load it. For the one rebuild that is at work: it gives out no numbers, so
+    writers need not wait for it, which runs at a low priority.
     """
-    with database.write() as connection:
+    with database.write(serial=None) as connection:
         _count(connection, name, counts)
         values: dict[str, Any] = {}
         if position is not None:
