@@ -38,9 +38,10 @@ _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait 
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
 _LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
-# Between two rounds, or as long as the round took: a batch costs nearly the same for one change and for ten, and on a busy machine
-# larger ones cost less. A push after a pause waits for none.
+# From one round to the next, or a rest as long as the round took: a batch costs nearly the same for one change and for ten, and
+# on a busy machine larger ones cost less. A push after a pause waits for none.
 _PACE_SECONDS = 0.08
+_LONGEST_REST_SECONDS = 0.15  # a round that took long is no reason to let what came meanwhile wait as long again
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
 _BACKOFF_SECONDS = 1.0  # before an article's second attempt; then four times as long each time: 1, 4, 16, 64 s
 _BACKOFF_FACTOR = 4
@@ -174,7 +175,8 @@ class Worker:
                 sweeper.wrote(drain.totals.passages)
                 took = time.monotonic() - begun
                 self._rest(self._poll_seconds)
-                stop.wait(begun + max(_PACE_SECONDS, 2 * took) - time.monotonic())  # what comes meanwhile is one batch
+                rest = min(took, _LONGEST_REST_SECONDS)
+                stop.wait(begun + max(_PACE_SECONDS, took + rest) - time.monotonic())  # what comes meanwhile is one batch
 
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)
