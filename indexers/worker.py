@@ -176,7 +176,9 @@ class Worker:
                 took = time.monotonic() - begun
                 self._rest(self._poll_seconds)
                 rest = min(took, _LONGEST_REST_SECONDS)
-                stop.wait(begun + max(_PACE_SECONDS, took + rest) - time.monotonic())  # what comes meanwhile is one batch
+                stop.wait(
+                    begun + max(_PACE_SECONDS, took + rest) - time.monotonic()
+                )  # what comes meanwhile is one batch
 
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)

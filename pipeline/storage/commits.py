@@ -28,8 +28,11 @@ def commit(connection: Connection, done: Sequence[Indexed], *, now: datetime, du
     waiting = set(connection.execute(query).scalars())
     shown = [item for item in done if item.change.seq in waiting]
     late = [item.change.article_id for item in done if item.change.seq not in waiting]
-    for article_id, revision, passages in [*_show(connection, shown, now), *((a, 0, 0) for a in late)]:
-        note_leftovers(connection, article_id, due, revision=revision, passages=passages)
+    replaced, unsure = _show(connection, shown, now)
+    if replaced:  # each once and for all: no revision comes back
+        connection.execute(statements.REPLACED, [row | {"due": due} for row in replaced])
+    for article_id in [*unsure, *late]:
+        note_leftovers(connection, article_id, due)
     return waiting
 
 
@@ -48,16 +51,13 @@ def postpone(connection: Connection, change: Change, error: str, due: datetime) 
     connection.execute(told.values(error=error))
 
 
-def note_leftovers(
-    connection: Connection, article_id: str, due: datetime, *, revision: int = 0, passages: int = 0
-) -> None:
-    """Rows of a replaced revision with so many passages (0: of whichever are not visible) may be deleted at `due`, or at a
-    later time that was noted before."""
-    same = (leftovers.c.article_id == article_id) & (leftovers.c.revision == revision)
+def note_leftovers(connection: Connection, article_id: str, due: datetime) -> None:
+    """Rows of the article that are not visible, whichever they are, may be deleted at `due`, or at a later time that was
+    noted before."""
+    same = (leftovers.c.article_id == article_id) & (leftovers.c.revision == 0)
     noted = connection.execute(select(leftovers.c.due_at).where(same)).scalar()
     if noted is None:
-        row = {"article_id": article_id, "due_at": due, "revision": revision, "passages": passages}
-        connection.execute(insert(leftovers), row)
+        connection.execute(insert(leftovers).values(article_id=article_id, due_at=due))
     elif noted < due:
         connection.execute(update(leftovers).where(same).values(due_at=due))
 
@@ -82,9 +82,8 @@ def prune(connection: Connection, before: datetime, *, limit: int) -> tuple[int,
     return counts[0], counts[1]
 
 
-def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> list[tuple[str, int, int]]:
-    """Gives (article, revision, passages) of what is replaced; a revision of 0 where an older change waited too: its writing
-    may have been cut short."""
+def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> tuple[list[dict[str, Any]], list[str]]:
+    """Gives what is replaced, and the articles of which an older change waited too: its writing may have been cut short."""
     ids = [item.change.article_id for item in done]
     columns = (articles.c.id, articles.c.revision, articles.c.passages, articles.c.accepted_seq)
     before = {row.id: row for row in connection.execute(select(*columns).where(articles.c.id.in_(ids)))}
@@ -94,7 +93,7 @@ def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> lis
     oldest = {row[0]: row[1] for row in connection.execute(waited.group_by(inbox.c.article_id))}
     rows = [_row(item, now) for item in done]
     if not rows:
-        return []
+        return [], []
     connection.execute(statements.SUPERSEDE, rows)
     connection.execute(statements.SETTLE, rows)
     connection.execute(statements.SHOW, rows)
@@ -108,8 +107,12 @@ def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> lis
     if logged:
         connection.execute(statements.LOG, logged)
     shown = [before[row["of"]] for row in rows]
-    replaced = [(was.id, was.revision, was.passages) for was in shown if was.revision is not None]
-    return replaced + [(row["of"], 0, 0) for row in rows if oldest[row["of"]] < row["number"]]
+    replaced = [
+        {"of": was.id, "number": was.revision, "number_of_passages": was.passages}
+        for was in shown
+        if was.revision is not None
+    ]
+    return replaced, [row["of"] for row in rows if oldest[row["of"]] < row["number"]]
 
 
 def _row(item: Indexed, now: datetime) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import BindParameter, bindparam, insert, select, update
 
-from pipeline.storage.tables import articles, changes, inbox
+from pipeline.storage.tables import articles, changes, inbox, leftovers
 
 OF: BindParameter[str] = bindparam("of")
 NUMBER: BindParameter[int] = bindparam("number")
@@ -39,6 +39,9 @@ SET_STATUS = (  # a newer change may be queued meanwhile: its status stands
     update(articles)
     .where(articles.c.id == OF, articles.c.accepted_seq == NUMBER)
     .values(status=bindparam("new_state"), error=bindparam("new_error"))
+)
+REPLACED = insert(leftovers).values(
+    article_id=OF, revision=NUMBER, passages=bindparam("number_of_passages"), due_at=bindparam("due")
 )
 LOG = insert(changes).values(
     article_id=OF, revision=bindparam("new_revision"), seq=NUMBER, lane=IN_LANE, accepted_at=ACCEPTED, created_at=AT
