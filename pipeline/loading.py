@@ -1,4 +1,4 @@
-"""Loads a collection in a process of its own, at low priority, and leaves a snapshot of the engine it made.
+"""Loads a collection in a process of its own, at the lowest priority, and leaves a snapshot of the engine it made.
 
 Loading is minutes of Python for a large collection: on a thread it would share the interpreter with the searches beside it,
 and at equal priority the processor. Not for Milvus Lite, whose folder belongs to one process.
@@ -28,7 +28,7 @@ from pipeline.storage.database import StateDatabase
 
 log = logging.getLogger(__name__)
 
-_NICENESS = 10  # a fifth of the processor beside somebody who wants it, all of it else
+_NICEST = 19
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 _REFUSED = 1  # exit status: the reason was told
@@ -107,8 +107,21 @@ def _stopped(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def _step_back() -> None:
+    """Takes the processor only where nobody else wants it. A nice process is less than that: searches that wake up queue
+    behind each other while it runs. Who reads alone may starve, as nobody waits for what it holds."""
+    if sys.platform == "linux":
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except OSError as error:  # a container may forbid it
+            log.warning("no idle scheduling (%s): nice instead", error)
+        else:
+            return
+    os.nice(_NICEST)
+
+
 def _main() -> int:
-    os.nice(_NICENESS)
+    _step_back()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     told = orjson.loads(sys.stdin.buffer.read())
     order = Order(**told | {"lexical": LexicalParameters(**told["lexical"]), "path": Path(told["path"])})
