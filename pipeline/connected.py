@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -28,7 +31,12 @@ from pipeline.storage.rows import LogEntry
 log = logging.getLogger(__name__)
 
 _SNAPSHOT = "resident.safetensors"
-_SNAPSHOT_APART = "resident-next.safetensors"  # of a collection that another process loads for this one
+_SNAPSHOT_APART = (
+    "resident-next-{}.safetensors"  # of a collection that another process loads for the one with this number
+)
+_FORGOTTEN_SECONDS = (
+    3600.0  # such a file is read as soon as it is written: an older one is of a process that was killed
+)
 # Rows read at a time beside a collection that answers: some 40 ms of work between two rests. Milvus Lite scans for each read.
 _ROWS_BESIDE, _ROWS_BESIDE_LITE = 50, 250
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
@@ -130,7 +138,11 @@ class Connected:
         if settings.milvus_is_lite or not isinstance(self._engine, ResidentEngine):
             self.follower.load(rest, batch=_ROWS_BESIDE_LITE if settings.milvus_is_lite else _ROWS_BESIDE)
             return
-        path = self._snapshot.with_name(_SNAPSHOT_APART)
+        path = self._snapshot.with_name(_SNAPSHOT_APART.format(os.getpid()))
+        for file in path.parent.glob(_SNAPSHOT_APART.format("*") + "*"):
+            with suppress(FileNotFoundError):  # another process is faster
+                if file.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
+                    file.unlink()
         order = Order(
             state_url=settings.state_url,
             milvus_uri=settings.milvus_uri,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +104,20 @@ def test_a_rebuild_with_other_passages_holds_the_same_articles_and_a_rollback_th
 @pytest.mark.postgres
 def test_so_do_they_on_a_milvus_server_and_postgresql(place_on_servers: Place) -> None:
     rebuilt_and_back(place_on_servers)
+
+
+@pytest.mark.server
+@pytest.mark.postgres
+def test_processes_that_share_a_folder_load_beside_each_other_and_leave_no_file(place_on_servers: Place) -> None:
+    place = place_on_servers
+    place.publish(*(article(n) for n in range(5)))
+    left, fresh = (place.settings.data_dir / f"resident-next-{pid}.safetensors" for pid in (1, 2))
+    for file in (left, fresh):
+        file.write_bytes(b"half a snapshot")
+    os.utime(left, (0, 0))
+    place.rebuild().to_recipe(place.recipe(), Conditions())
+    place.agrees()
+    assert list(place.settings.data_dir.glob("resident-next*")) == [fresh]
 
 
 def rebuilt_and_back(place: Place) -> None:
