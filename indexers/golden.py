@@ -26,9 +26,9 @@ class Overlap:
         return sum(overlap.share for overlap in overlaps) / len(overlaps) if overlaps else 1.0
 
 
-def compared(before: Searcher, after: Searcher, queries: Sequence[str]) -> list[Overlap]:
-    """The answers of both to each of `queries`, compared."""
-    return [_overlap(query, _ids(before, query), _ids(after, query)) for query in queries]
+def compared(before: Searcher, after: Searcher, query: str) -> Overlap:
+    """The answers of both to `query`."""
+    return _overlap(query, _ids(before, query), _ids(after, query))
 
 
 def overlap_table(overlaps: Sequence[Overlap]) -> list[str]:

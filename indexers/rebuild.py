@@ -24,12 +24,17 @@ from pipeline.ingest import KnownVectors, known_vectors
 from pipeline.storage import leases, manifests, readers
 from pipeline.storage.manifests import KnownCollection, Recipe
 
-_TOGETHER = 16  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
+_TOGETHER = 8  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
+_REST, _REPLAY_REST = (
+    4.0,
+    1.0,
+)  # times the work before it, in a process that answers: what changes must be written faster than it comes
+_LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
 _BEHIND = 50  # changes; with fewer to write the worker is held up
 _LOOK_SECONDS = 0.2
-_REPLAY_SECONDS = 1.0  # between two looks at what changed, while processes load: many changes at a time cost less
+_REPLAY_SECONDS = 2.0  # between two looks at what changed, while processes load: many changes at a time cost less
 _SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
 _SEEN_SECONDS = 60.0  # for this process to change over after the switch: loading is over by then
 _LEASE_SECONDS = 30.0
@@ -135,9 +140,10 @@ class Rebuild:
         total = len(self._store.visible()[2]) if last is not None else 0
         while last is not None and (some := self._store.shown(after=last, limit=_TOGETHER)):
             self._check_stop()
-            counts, fresh = self._put(target, some)
-            last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
-            manifests.advance(self._database, target.name, counts, last_article=last)
+            with self._resting(_REST):
+                counts, fresh = self._put(target, some)
+                last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
+                manifests.advance(self._database, target.name, counts, last_article=last)
             if done % (20 * _TOGETHER) < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
         if last is not None:
@@ -151,7 +157,7 @@ class Rebuild:
         while self._replay(target) >= _BEHIND:
             self._check_stop()
 
-    def _replay(self, target: Connected) -> int:
+    def _replay(self, target: Connected, *, rest: float = _REPLAY_REST) -> int:
         """Writes what the log says since the collection's place in it; gives the number of articles."""
         place = manifests.bound(self._database, target.name)
         written = 0
@@ -164,10 +170,15 @@ class Rebuild:
                     f"{target.name} was last in use before the change log begins ({error.message})",
                     "yeoul rebuild makes a new one",
                 ) from error
-            changed = self._store.shown_of(sorted({entry.article_id for entry in entries}))
+            ids = sorted({entry.article_id for entry in entries})
+            there = self._store.visible_passages(
+                ids, collection=target.name
+            )  # since it was filled, or from a try before
+            changed = self._store.shown_of([article_id for article_id in ids if article_id not in there])
             for start in range(0, len(changed), _TOGETHER):
-                counts, _ = self._put(target, changed[start : start + _TOGETHER])
-                manifests.advance(self._database, target.name, counts)
+                with self._resting(rest):
+                    counts, _ = self._put(target, changed[start : start + _TOGETHER])
+                    manifests.advance(self._database, target.name, counts)
             written += len(changed)
             if entries:
                 place = entries[-1].position
@@ -208,7 +219,10 @@ class Rebuild:
         self._replay(target)
         coming.follower.catch_up()
         queries = conditions.queries or self._titles()
-        overlaps = compared(self._assembly.connected.searcher, coming.searcher, queries)
+        overlaps = []
+        for query in queries:
+            with self._resting(_REST):
+                overlaps.append(compared(self._assembly.connected.searcher, coming.searcher, query))
         for line in overlap_table(overlaps):
             self._tell(line)
         mean = Overlap.mean(overlaps)
@@ -232,7 +246,7 @@ class Rebuild:
         lease = leases.acquire(self._database, LEASE, self._holder, _HOLD_SECONDS, alone=True)
         assert lease is not None  # it is taken over from whoever has it
         try:
-            self._replay(target)
+            self._replay(target, rest=0.0)
             position = manifests.switch(self._database, target.name, lease)
         finally:
             leases.release(self._database, lease)
@@ -248,6 +262,15 @@ class Rebuild:
         self._store.leave(stale, grace_seconds=self._assembly.settings.indexers.grace_seconds)
 
     # ---- around it
+
+    @contextmanager
+    def _resting(self, times: float) -> Iterator[None]:
+        """Rests after the work of the block, so many times as long: searches share the interpreter with it where this process
+        answers them. One that does not is nice instead."""
+        begun = time.monotonic()
+        yield
+        if self._serves:
+            time.sleep(min(times * (time.monotonic() - begun), _LONGEST_REST_SECONDS))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

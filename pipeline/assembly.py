@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 _RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
 _LOOK_SECONDS = 0.25  # between two looks for a collection that is about to be used; a switch itself is noticed at once
-_FOLLOW_SECONDS = 1.0  # between two looks at what changed in a collection that nobody is answered from yet
-_REST = 2.0  # times the work before it
+_FOLLOW_SECONDS = 2.0  # between two looks at what changed in a collection that nobody is answered from yet
+_REST = 4.0  # times the work before it
 _LONGEST_REST_SECONDS = 0.5
 _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
 

@@ -37,8 +37,7 @@ _SNAPSHOT_APART = (
 _FORGOTTEN_SECONDS = (
     3600.0  # such a file is read as soon as it is written: an older one is of a process that was killed
 )
-# Rows read at a time beside a collection that answers: some 40 ms of work between two rests. Milvus Lite scans for each read.
-_ROWS_BESIDE, _ROWS_BESIDE_LITE = 50, 250
+_ROWS_BESIDE = 50  # read at a time beside a collection that answers: some 40 ms of work between two rests
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
 OnApplied = Callable[[Sequence[LogEntry], datetime], None]
@@ -136,7 +135,7 @@ class Connected:
         else here, with a `rest` after some rows. Leaves off when it is `ended`. Raises what the stores raise."""
         settings = self.parts.settings
         if settings.milvus_is_lite or not isinstance(self._engine, ResidentEngine):
-            self.follower.load(rest, batch=_ROWS_BESIDE_LITE if settings.milvus_is_lite else _ROWS_BESIDE)
+            self.follower.load(rest, batch=_ROWS_BESIDE)
             return
         path = self._snapshot.with_name(_SNAPSHOT_APART.format(os.getpid()))
         for file in path.parent.glob(_SNAPSHOT_APART.format("*") + "*"):

@@ -258,7 +258,7 @@ def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, mo
 def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.publish(*(article(n) for n in range(12)))
     name = place.assembly.connected.name
-    monkeypatch.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+    monkeypatch.setattr(module, "compared", lambda *given: replace(compared(*given), share=0.1))
     with pytest.raises(RebuildRefused, match=r"have 0\.10 of their ten best articles in common"):
         place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
     assert place.assembly.connected.name == name
@@ -311,14 +311,14 @@ def test_a_rollback_does_not_take_a_rebuild_that_was_refused(place: Place, monke
     place.publish(*(article(n) for n in range(6)))
     first = place.assembly.connected.name
     with monkeypatch.context() as context:
-        context.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+        context.setattr(module, "compared", lambda *given: replace(compared(*given), share=0.1))
         with pytest.raises(RebuildRefused, match="in common"):
             place.rebuild().to_recipe(place.recipe(max_tokens=64), Conditions())
     with pytest.raises(RebuildRefused, match="no collection is kept"):
         place.rebuild().back(Conditions())
     place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0))
     with monkeypatch.context() as context:
-        context.setattr(module, "compared", lambda *given: [replace(o, share=0.1) for o in compared(*given)])
+        context.setattr(module, "compared", lambda *given: replace(compared(*given), share=0.1))
         with pytest.raises(RebuildRefused, match="in common"):
             place.rebuild().to_recipe(place.recipe(max_tokens=16), Conditions())
         with pytest.raises(RebuildRefused, match="in common"):
