@@ -23,6 +23,7 @@ from pipeline.errors import LogPruned, NotReady, YeoulError
 from pipeline.ingest import KnownVectors, known_vectors
 from pipeline.storage import leases, manifests, readers
 from pipeline.storage.manifests import KnownCollection, Recipe
+from pipeline.storage.rows import LogEntry
 
 _TOGETHER = 8  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
 _REST, _REPLAY_REST = (
@@ -146,10 +147,13 @@ class Rebuild:
                 manifests.advance(self._database, target.name, counts, last_article=last)
             if done % (20 * _TOGETHER) < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
+                with self._resting(_REST):
+                    target.ingest.flush()
         if last is not None:
             self._tell(f"{done:,} articles written, {encoded:,} passages encoded")
         self._replay(target)
-        target.ingest.flush()
+        with self._resting(_REST):
+            target.ingest.flush()
         manifests.advance(self._database, target.name, {}, filled=True)
 
     def _follow(self, target: Connected) -> None:
@@ -163,18 +167,8 @@ class Rebuild:
         written = 0
         while place is not None:
             self._check_stop()
-            try:
-                entries, _ = self._store.log_since(place, _LOG_ENTRIES)
-            except LogPruned as error:
-                raise RebuildRefused(
-                    f"{target.name} was last in use before the change log begins ({error.message})",
-                    "yeoul rebuild makes a new one",
-                ) from error
-            ids = sorted({entry.article_id for entry in entries})
-            there = self._store.visible_passages(
-                ids, collection=target.name
-            )  # since it was filled, or from a try before
-            changed = self._store.shown_of([article_id for article_id in ids if article_id not in there])
+            with self._resting(rest):
+                entries, changed = self._lacking(target, place)
             for start in range(0, len(changed), _TOGETHER):
                 with self._resting(rest):
                     counts, _ = self._put(target, changed[start : start + _TOGETHER])
@@ -186,6 +180,19 @@ class Rebuild:
             if len(entries) < _LOG_ENTRIES:
                 break  # its end as it was: with the worker held up nothing is added
         return written
+
+    def _lacking(self, target: Connected, place: int) -> tuple[list[LogEntry], list[Change]]:
+        """The log after `place`, at most so much of it, and what is visible of its articles and not in the collection."""
+        try:
+            entries, _ = self._store.log_since(place, _LOG_ENTRIES)
+        except LogPruned as error:
+            raise RebuildRefused(
+                f"{target.name} was last in use before the change log begins ({error.message})",
+                "yeoul rebuild makes a new one",
+            ) from error
+        ids = sorted({entry.article_id for entry in entries})
+        there = self._store.visible_passages(ids, collection=target.name)  # since it was filled
+        return entries, self._store.shown_of([article_id for article_id in ids if article_id not in there])
 
     def _put(self, target: Connected, shown: Sequence[Change]) -> tuple[dict[str, tuple[int, int]], int]:
         """Writes these articles: id → (revision, passages), and how many passages were encoded."""
