@@ -26,10 +26,8 @@ from pipeline.storage.manifests import KnownCollection, Recipe
 from pipeline.storage.rows import LogEntry
 
 _TOGETHER = 8  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
-_REST, _REPLAY_REST = (
-    4.0,
-    1.0,
-)  # times the work before it, in a process that answers: what changes must be written faster than it comes
+# Times the work before it, while searches come. What changes must be written faster than it comes.
+_REST, _REPLAY_REST = 4.0, 1.0
 _LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
@@ -272,11 +270,11 @@ class Rebuild:
 
     @contextmanager
     def _resting(self, times: float) -> Iterator[None]:
-        """Rests after the work of the block, so many times as long: searches share the interpreter with it where this process
-        answers them. One that does not is nice instead."""
+        """Rests after the work of the block, so many times as long, where this process answers and searches come: they share
+        the interpreter with it. One that does not answer is nice instead."""
         begun = time.monotonic()
         yield
-        if self._serves:
+        if self._serves and self._assembly.busy:
             time.sleep(min(times * (time.monotonic() - begun), _LONGEST_REST_SECONDS))
 
     @contextmanager

@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 _RETIRED_SECONDS = 30.0  # searches that began before a switch have long ended when the old collection is closed
 _LOOK_SECONDS = 0.25  # between two looks for a collection that is about to be used; a switch itself is noticed at once
 _FOLLOW_SECONDS = 2.0  # between two looks at what changed in a collection that nobody is answered from yet
-_REST = 4.0  # times the work before it
+_BUSY_SECONDS = 1.0  # after the last search
+_REST = 4.0  # times the work before it, while searches come
 _LONGEST_REST_SECONDS = 0.5
 _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in use
 
@@ -100,6 +101,11 @@ class Assembly:
                 "the collection is not open yet", "wait until /readyz answers 200; yeoul doctor says what is amiss"
             )
         return self._connected
+
+    @property
+    def busy(self) -> bool:
+        """Whether searches come: what can wait should then leave them the interpreter most of the time."""
+        return time.monotonic() - self.connected.last_asked < _BUSY_SECONDS
 
     @property
     def newest(self) -> str:
@@ -228,7 +234,7 @@ class Assembly:
             self._coming = None
             coming.end()
         elif coming is None and target is not None:
-            self._coming = _Coming(target, self.opened)
+            self._coming = _Coming(target, self.opened, lambda: self.busy)
         elif coming is not None and coming.failed_before(time.monotonic() - _RETRY_SECONDS):
             self._coming = None
             coming.end()
@@ -256,11 +262,14 @@ class Assembly:
 class _Coming:
     """A collection that is opened and loaded on a thread, beside the one that answers."""
 
-    def __init__(self, known: KnownCollection, opened: Callable[[KnownCollection], Connected]) -> None:
+    def __init__(
+        self, known: KnownCollection, opened: Callable[[KnownCollection], Connected], busy: Callable[[], bool]
+    ) -> None:
         self.known = known
         self.connected: Connected | None = None
         self.loaded = False
         self._opened = opened
+        self._busy = busy
         self._failed: float | None = None
         self._worked_since = time.monotonic()
         self._follow_due = 0.0  # monotonic
@@ -302,9 +311,9 @@ class _Coming:
             self._failed = time.monotonic()
 
     def _check(self, _rows: int) -> None:
-        """Rests longer than the last rows took: searches of this process share the interpreter with it."""
+        """Rests longer than the last rows took while searches come: they share the interpreter with it."""
         worked = time.monotonic() - self._worked_since
-        if self._ended.wait(min(_REST * worked, _LONGEST_REST_SECONDS)):
+        if self._ended.wait(min(_REST * worked, _LONGEST_REST_SECONDS) if self._busy() else 0.0):
             raise _Ended
         self._worked_since = time.monotonic()
 

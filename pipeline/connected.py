@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -82,6 +83,7 @@ class Connected:
             self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
         else:
             self._engine = MilvusEngine(collection, parameters)
+        self.last_asked = -math.inf  # monotonic: when a search began last
         self._seen_position = 0  # the newest line of the log that an answer of the stand-in may have shown
         self._stand_in = StandIn(self._engine, collection, self._visible_now)
         self.shadow = ResidentEngine(collection.dim, parameters)  # the canary alone
@@ -113,6 +115,7 @@ class Connected:
 
     def engine(self) -> tuple[Engine, Mapping[str, str]]:
         """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
+        self.last_asked = time.monotonic()
         if self.follower.loaded and self.follower.position >= self._seen_position:
             return self._engine, {}
         return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}

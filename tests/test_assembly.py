@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from indexers.worker import Worker
+from pipeline import assembly as module
 from pipeline.assembly import Assembly
 from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
@@ -210,3 +211,14 @@ def test_a_folder_without_articles_takes_other_settings(empty: Folder) -> None:
         assembly.connect()
     for assembly in opened(empty.with_passages_of(100)):
         assert assembly.connect().manifest.max_tokens == 100
+
+
+def test_it_is_busy_for_a_while_after_a_search(indexed: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for assembly in opened(indexed):
+        connected = assembly.connect()
+        connected.load()
+        assert not assembly.busy
+        connected.searcher.search(QUERY)
+        assert assembly.busy
+        monkeypatch.setattr(module, "_BUSY_SECONDS", 0.0)
+        assert not assembly.busy

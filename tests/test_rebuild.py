@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,20 @@ def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, mo
     assert [line for line in place.told if line.startswith("4 articles written")]
     assert place.assembly.connected.name == begun.name
     place.agrees()
+
+
+@pytest.mark.parametrize(("serves", "busy", "rests"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_it_rests_only_where_searches_share_the_process_with_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, serves: bool, busy: bool, rests: bool
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns, sleep=slept.append)
+    )
+    monkeypatch.setattr(type(place.assembly), "busy", busy)
+    with place.rebuild(serves=serves)._resting(4.0):
+        time.sleep(0.01)
+    assert [0.04 <= seconds <= 1.0 for seconds in slept] == [True] * rests
 
 
 def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
