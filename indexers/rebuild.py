@@ -18,7 +18,7 @@ from indexers.golden import Overlap, compared, overlap_table
 from indexers.worker import LEASE
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
-from pipeline.documents import CANARY, Change
+from pipeline.documents import CANARY, Change, passage_id
 from pipeline.errors import LogPruned, NotReady, YeoulError
 from pipeline.ingest import KnownVectors, known_vectors
 from pipeline.storage import leases, manifests, readers
@@ -76,7 +76,8 @@ class Rebuild:
     def to_recipe(self, recipe: Recipe, conditions: Conditions) -> None:
         """Builds the index anew as `recipe` says and puts it in use. Raises RebuildRefused and what the stores raise."""
         with self._alone():
-            self._carry(self._begun(recipe), conditions)
+            known, fresh = self._begun(recipe)
+            self._carry(known, conditions, fresh=fresh)
 
     def back(self, conditions: Conditions) -> None:
         """Puts the collection in use that was before, with all changes since. Raises RebuildRefused where none is kept."""
@@ -87,7 +88,7 @@ class Rebuild:
                 raise RebuildRefused("no collection is kept that could be used again", "yeoul rebuild makes a new one")
             self._tell(f"back to {kept.name}, complete up to line {kept.position:,} of the change log")
             try:
-                self._carry(kept, conditions)
+                self._carry(kept, conditions, fresh=False)
             except BaseException:
                 manifests.set_state(self._database, kept.name, "kept")
                 raise
@@ -103,13 +104,16 @@ class Rebuild:
 
     # ---- the way of one collection
 
-    def _carry(self, known: KnownCollection, conditions: Conditions) -> None:
+    def _carry(self, known: KnownCollection, conditions: Conditions, *, fresh: bool) -> None:
+        """`fresh`: nobody has written into the collection before."""
         target = self._assembly.opened(known, create=known.last_article == "")
         try:
             self._fill(target, known)
             self._follow(target)
             self._check(target, conditions)
             self._switch(target)
+            if not fresh:
+                self._leave_to_the_sweep(target)
         except BaseException:
             manifests.set_state(self._database, known.name, "building")  # nobody need have it in memory any longer
             raise
@@ -119,19 +123,20 @@ class Rebuild:
             self._until(lambda: self._assembly.connected.name == known.name, _SEEN_SECONDS, "the switch was not seen")
         self._tell(f"{known.name} is in use; the one before is kept: yeoul rollback, or yeoul rebuild --prune")
 
-    def _begun(self, recipe: Recipe) -> KnownCollection:
-        """The rebuild for `recipe` that was broken off, or a new one; those for other recipes are given up."""
+    def _begun(self, recipe: Recipe) -> tuple[KnownCollection, bool]:
+        """The rebuild for `recipe` that was broken off, or a new one, and whether it is new; those for other recipes are given
+        up."""
         parts = self._assembly.parts.following(recipe)
         oldest = self._store.oldest_position()
         for known in manifests.known(self._database, "building", "ready"):
             in_reach = known.position is not None and known.position >= oldest
             if in_reach and known.manifest.identity() == parts.manifest.identity() and known.recipe == recipe:
                 self._tell(f"going on with {known.name}")
-                return known
+                return known, False
             self._drop(known)
         prefix = self._assembly.settings.milvus.collection
         name = manifests.fresh_name(self._database, prefix)
-        return manifests.begin(self._database, name, parts.manifest, recipe)
+        return manifests.begin(self._database, name, parts.manifest, recipe), True
 
     def _fill(self, target: Connected, known: KnownCollection) -> None:
         """Writes every visible article, in order of id, from where an earlier rebuild stopped."""
@@ -166,11 +171,13 @@ class Rebuild:
         while place is not None:
             self._check_stop()
             with self._resting(rest):
-                entries, changed = self._lacking(target, place)
+                entries, changed, stale = self._lacking(target, place)
             for start in range(0, len(changed), _TOGETHER):
                 with self._resting(rest):
                     counts, _ = self._put(target, changed[start : start + _TOGETHER])
                     manifests.advance(self._database, target.name, counts)
+            with self._resting(rest):
+                target.collection.delete(stale)
             written += len(changed)
             if entries:
                 place = entries[-1].position
@@ -179,8 +186,9 @@ class Rebuild:
                 break  # its end as it was: with the worker held up nothing is added
         return written
 
-    def _lacking(self, target: Connected, place: int) -> tuple[list[LogEntry], list[Change]]:
-        """The log after `place`, at most so much of it, and what is visible of its articles and not in the collection."""
+    def _lacking(self, target: Connected, place: int) -> tuple[list[LogEntry], list[Change], list[str]]:
+        """The log after `place`, at most so much of it, what is visible of its articles and not in the collection, and the ids
+        of rows that are there and not visible."""
         try:
             entries, _ = self._store.log_since(place, _LOG_ENTRIES)
         except LogPruned as error:
@@ -190,7 +198,13 @@ class Rebuild:
             ) from error
         ids = sorted({entry.article_id for entry in entries})
         there = self._store.visible_passages(ids, collection=target.name)  # since it was filled
-        return entries, self._store.shown_of([article_id for article_id in ids if article_id not in there])
+        others = [article_id for article_id in ids if article_id not in there]
+        stale = [
+            passage_id(article_id, revision, number)
+            for article_id, (revision, passages) in manifests.counted(self._database, target.name, others).items()
+            for number in range(passages)
+        ]
+        return entries, self._store.shown_of(others), stale
 
     def _put(self, target: Connected, shown: Sequence[Change]) -> tuple[dict[str, tuple[int, int]], int]:
         """Writes these articles: id → (revision, passages), and how many passages were encoded."""
@@ -226,7 +240,7 @@ class Rebuild:
         queries = conditions.queries or self._titles()
         overlaps = []
         for query in queries:
-            with self._resting(_REST):
+            with self._resting(_REPLAY_REST):  # meanwhile the old one goes on changing
                 overlaps.append(compared(self._assembly.connected.searcher, coming.searcher, query))
         for line in overlap_table(overlaps):
             self._tell(line)
@@ -255,12 +269,11 @@ class Rebuild:
             position = manifests.switch(self._database, target.name, lease)
         finally:
             leases.release(self._database, lease)
-        self._leave_to_the_sweep(target)
         target.collection.switch_alias(self._assembly.settings.milvus.collection)
         self._tell(f"put in use at line {position:,} of the change log")
 
     def _leave_to_the_sweep(self, target: Connected) -> None:
-        """Rows of revisions that were replaced while the collection was not in use."""
+        """Rows that nobody has counted: of an attempt that was cut short, or not swept yet when the collection left use."""
         _, _, visible = self._store.visible()
         rows = target.collection.iterate_ids()
         stale = sorted({article_id for _, article_id, revision in rows if visible.get(article_id) != revision})

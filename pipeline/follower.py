@@ -148,16 +148,26 @@ class Follower:
         position, seq, visible = self._visible_now()
         added: set[str] = set()
         try:
-            for passages, vectors in self._collection.iterate(batch):
-                kept = [i for i, p in enumerate(passages) if visible.get(p.article_id) == p.revision]
-                added.update(passages[i].article_id for i in kept)
-                self._engine.add([passages[i] for i in kept], vectors[kept])
+            for some in rows.chunks(self._ids_of(visible), batch):
+                passages, vectors = self._collection.read(some)
+                added.update(passage.article_id for passage in passages)
+                self._engine.add(passages, vectors)
                 on_progress(len(passages))
         except BaseException:
             self._engine.apply(dict.fromkeys(added), [], _NO_VECTORS)
             raise
         self._position, self.seq = position, seq
         self._filled = True
+
+    def _ids_of(self, visible: Mapping[str, int]) -> list[str]:
+        """The ids of all passages of these revisions that the collection has. One that was replaced since may be left out: what
+        by stands further on in the log."""
+        return [
+            passage_id(article_id, revision, number)
+            for article_id, (revision, count) in self._counts(visible).items()
+            if revision == visible[article_id]
+            for number in range(count)
+        ]
 
     def _visible_now(self) -> tuple[int, int, dict[str, int]]:
         """(position, settled seq, article → revision) of a moment that the collection has rows for; without the canary."""

@@ -150,8 +150,8 @@ def test_an_empty_upsert_an_empty_get_and_an_empty_delete_do_nothing(collection:
     collection.delete([])
     assert collection.count() == 0
     assert collection.get([]) == []
-    assert list(collection.iterate()) == []
     assert list(collection.iterate_ids()) == []
+    assert collection.read([])[0] == []
 
 
 def test_deleted_rows_are_gone_for_every_reading_method(collection: Collection) -> None:
@@ -177,24 +177,17 @@ def test_only_the_kept_revision_of_only_that_article_survives(collection: Collec
     }
 
 
-def test_iterating_gives_every_row_once(collection: Collection) -> None:
+def test_every_row_is_listed_once_and_read_as_it_was_written(collection: Collection) -> None:
     passages = [passage(f"글{n // 3}", 1 + n % 3, n) for n in range(1_200)]
     vectors = vectors_for(len(passages))
     collection.upsert(passages[:1_000], vectors[:1_000])
     collection.flush()
     collection.upsert(passages[900:], vectors[900:])  # some in a sealed segment, some in memory, some in both
-    seen: dict[str, tuple[Passage, NDArray[np.float32]]] = {}
-    rows = 0
-    for some, their in collection.iterate(100):
-        assert len(some) == len(their) <= 100
-        rows += len(some)
-        seen |= {p.id: (p, v) for p, v in zip(some, their, strict=True)}
-    assert rows == len(passages)
-    for each, vector in zip(passages, vectors, strict=True):
-        assert seen[each.id][0] == each
-        np.testing.assert_array_equal(seen[each.id][1], vector)
-    assert sorted(collection.iterate_ids()) == sorted((p.id, p.article_id, p.revision) for p in passages)
-    assert {v.shape[1] for _, v in collection.iterate(with_vectors=False)} == {0}
+    listed = list(collection.iterate_ids())
+    assert sorted(listed) == sorted((p.id, p.article_id, p.revision) for p in passages)
+    found, their = collection.read([p.id for p in passages])
+    assert found == passages
+    np.testing.assert_array_equal(their, vectors)
 
 
 @pytest.mark.parametrize("index", ["flat", "hnsw"])
@@ -379,7 +372,7 @@ def test_reading_while_another_thread_writes_loses_nothing(collection: Collectio
     writer = threading.Thread(target=write)
     writer.start()
     while not stop.is_set():
-        assert {p.id for some, _ in collection.iterate() for p in some} >= {p.id for p in passages[:200]}
+        assert {id_ for id_, _, _ in collection.iterate_ids()} >= {p.id for p in passages[:200]}
     writer.join()
     assert failures == []
     assert collection.count() == 300
@@ -475,7 +468,7 @@ def test_a_server_that_goes_away_fails_quickly_in_every_method(tmp_path: Path) -
         lambda: collection.get(["글#1#0"]),
         lambda: collection.search_dense(vectors_for(1)[0], 1),
         lambda: collection.upsert([passage("글")], vectors_for(1)),
-        lambda: list(collection.iterate()),
+        lambda: list(collection.iterate_ids()),
     ]
     for call in calls:
         began = time.monotonic()

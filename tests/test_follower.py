@@ -356,8 +356,8 @@ def test_a_load_that_broke_off_can_be_tried_again(stage: Stage, monkeypatch: pyt
     for number in range(4):
         published(stage, f"글{number}", _BODIES[number % 3])
     follower = Follower(stage.store, stage.collection, engine())
-    with _broken_iteration(monkeypatch), pytest.raises(StoreUnavailable):
-        follower.load()
+    with _cut_off(monkeypatch), pytest.raises(StoreUnavailable):
+        follower.load(batch=1)
     assert follower._engine.count == 0
     follower.load()
     assert follower.loaded
@@ -365,16 +365,19 @@ def test_a_load_that_broke_off_can_be_tried_again(stage: Stage, monkeypatch: pyt
 
 
 @contextmanager
-def _broken_iteration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The store goes away after the first row."""
-    iterate = Collection.iterate
+def _cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store goes away after the first rows."""
+    read = Collection.read
+    seen: list[int] = []
 
-    def broken(collection: Collection, batch: int = 1, **_: Any) -> Iterator[tuple[list[Passage], FloatArray]]:
-        yield next(iterate(collection, 1))
-        raise StoreUnavailable("collection", "test", "cut off", "plug it in")
+    def broken(collection: Collection, ids: list[str], **options: bool) -> tuple[list[Passage], FloatArray]:
+        if seen:
+            raise StoreUnavailable("collection", "test", "cut off", "plug it in")
+        seen.append(len(ids))
+        return read(collection, ids, **options)
 
     with monkeypatch.context() as context:
-        context.setattr(Collection, "iterate", broken)
+        context.setattr(Collection, "read", broken)
         yield
 
 

@@ -4,7 +4,7 @@ The only module that imports pymilvus. Knows rows and expressions; knows nothing
 or fusion: it stores what it is given and proposes candidates.
 
 Consistency. A Strong read waits for the server's next time tick (0.2-0.3 s on 2.3.5, where a Bounded one takes 2-8 ms),
-and pymilvus's Session level does not see this process's own deletes there. So: `count`, `iterate` and `iterate_ids` are
+and pymilvus's Session level does not see this process's own deletes there. So: `count` and `iterate_ids` are
 Strong; searches are Strong once after a write of this process and Bounded otherwise; `get` and `read` are Bounded and look
 again, Strong, for the ids that are missing (a row never changes, as its id holds the revision). Milvus Lite is always exact.
 """
@@ -183,22 +183,6 @@ class Collection:
         """The vectors of those of `ids` that are stored: id to float32 (dim,)."""
         return {rows.id_of(row): np.asarray(row[DENSE], dtype=np.float32) for row in self._rows(ids, (ID, DENSE))}
 
-    def iterate(
-        self, batch: int = _READ_ROWS, *, with_vectors: bool = True
-    ) -> Iterator[tuple[list[Passage], FloatArray]]:
-        """The whole collection as passages and their vectors, float32 (n, dim), or (n, 0) without vectors; at most
-        `batch` rows at a time, in no order.
-
-        Every row that exists from beginning to end comes exactly once; one written or deleted meanwhile may or may not.
-        """
-        fields = (*PASSAGE_FIELDS, DENSE) if with_vectors else PASSAGE_FIELDS
-        ids = [rows.id_of(row) for row in self._pages("")]
-        for some in rows.chunks(ids, min(batch, _READ_ROWS)):
-            found = self._rows(some, fields, after_deletes=False)
-            vectors = np.array([row[DENSE] for row in found] if with_vectors else [[]] * len(found), dtype=np.float32)
-            if found:
-                yield [rows.passage_of(row) for row in found], vectors
-
     def revisions_of(self, article_ids: Sequence[str]) -> set[tuple[str, int]]:
         """(article id, revision) of every row of these articles; exact, as `iterate_ids`."""
         return {
@@ -208,7 +192,8 @@ class Collection:
         }
 
     def iterate_ids(self) -> Iterator[tuple[str, str, int]]:
-        """Passage id, article id and revision of every row; complete in the sense of `iterate`."""
+        """Passage id, article id and revision of every row, in no order. A row that exists from beginning to end comes exactly
+        once; one written or deleted meanwhile may or may not."""
         for row in self._pages(""):
             article_id, revision, _ = rows.parts_of(row[ID])
             yield rows.id_of(row), article_id, revision

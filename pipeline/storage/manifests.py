@@ -75,6 +75,18 @@ def bound(database: StateDatabase, name: str) -> int | None:
     return None if row is None or row.state == "active" else int(row.position or 0)
 
 
+def counted(database: StateDatabase, name: str, article_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(revision, passages) that were written last of those of `article_ids`, into a collection that is not in use."""
+    found: dict[str, tuple[int, int]] = {}
+    query = select(passage_counts.c.article_id, passage_counts.c.revision, passage_counts.c.passages)
+    with database.read() as connection:
+        for start in range(0, len(article_ids), 500):  # SQLite's variables
+            some = passage_counts.c.article_id.in_(article_ids[start : start + 500])
+            rows = connection.execute(query.where(passage_counts.c.collection == name, some))
+            found |= {row[0]: (row[1], row[2]) for row in rows}
+    return found
+
+
 def fresh_name(database: StateDatabase, prefix: str) -> str:
     """A name that no collection had yet: `prefix`_1, `prefix`_2, …"""
     with database.read() as connection:
