@@ -27,7 +27,7 @@ from pipeline import samples
 
 _ARTICLES = Path(samples.__file__).parent / "articles.jsonl"
 _CLIENTS = 48  # at once: pushes and searches that wait
-_BULK = 500
+_BULK = 200  # articles, some 600 passages
 _LONGEST_WORK = 3600.0  # seconds
 _WORD = "여울시험{}번"
 _DELETED_EVERY = 4  # of the pushes, the article of every fourth is deleted again
