@@ -160,8 +160,8 @@ class Follower:
         self._filled = True
 
     def _ids_of(self, visible: Mapping[str, int]) -> list[str]:
-        """The ids of all passages of these revisions that the collection has. One that was replaced since may be left out: what
-        by stands further on in the log."""
+        """The ids of all passages of these revisions that the collection has. One that was replaced since may be left out: the
+        log says further on by what."""
         return [
             passage_id(article_id, revision, number)
             for article_id, (revision, count) in self._counts(visible).items()

@@ -123,8 +123,8 @@ def _step_back() -> None:
 
 def _main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who waits for this, and ends it
-    _step_back()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _step_back()
     told = orjson.loads(sys.stdin.buffer.read())
     order = Order(**told | {"lexical": LexicalParameters(**told["lexical"]), "path": Path(told["path"])})
     try:
