@@ -23,10 +23,12 @@ from pipeline.folder import FolderLock
 from pipeline.korean.morphemes import Analyser
 from pipeline.settings import Settings
 from pipeline.storage.database import StateDatabase
+from tests.faults import await_seq, until
 
 KEY = "key-of-a-writer"
 READ_KEY = "key-of-a-reader"
 _START_SECONDS = 30.0
+_SETTLE_SECONDS = 60.0
 
 ARTICLES: list[dict[str, Any]] = [
     {
@@ -104,6 +106,13 @@ class ApiServer:
             answer = client.post("/v1/articles:bulk", content=b"\n".join(map(orjson.dumps, articles)))
             last = max(orjson.loads(line)["seq"] for line in answer.text.splitlines())
             client.get("/v1/search", params={"q": "x", "min_seq": last}).raise_for_status()
+
+    def settle(self) -> None:
+        """Waits until everything that was accepted is shown: what other tests left in the inbox changes the statistics."""
+        store = self.assembly.store
+        until(lambda: not store.queue_length(), _SETTLE_SECONDS, "the inbox is not empty")
+        with self.client() as client:
+            await_seq(client, store.settled_up_to(), _SETTLE_SECONDS)
 
 
 @contextmanager

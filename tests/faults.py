@@ -275,6 +275,16 @@ class Audit:
             self.lost.append(f"{article_id}: {version.word!r} should {'' if there else 'not '}be found, is {texts}")
 
 
+def await_seq(client: httpx2.Client, seq: int, seconds: float) -> None:
+    """Waits until the process shows all changes up to `seq`; a search's `min_seq` waits for that one alone."""
+
+    def shown() -> bool:
+        answer = client.get("/v1/search", params={"q": "소식", "limit": 1})
+        return answer.status_code == httpx2.codes.OK and bool(answer.json()["seq"] >= seq)
+
+    until(shown, seconds, f"not all changes up to {seq} are shown")
+
+
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Waits for what no event tells: another process. Raises TimeoutError with `what`."""
     end = time.monotonic() + seconds

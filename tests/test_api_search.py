@@ -16,6 +16,7 @@ from tests.api_server import ApiServer
 
 @pytest.fixture(scope="module")
 def client(api_server: ApiServer) -> Iterator[httpx2.Client]:
+    api_server.settle()
     with api_server.client(key=None) as client:
         yield client
 

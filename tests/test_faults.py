@@ -34,7 +34,7 @@ from tests.benchmarks import kills
 from tests.benchmarks.kills import MilvusServer, Storm
 from tests.command_line import Shell
 from tests.fakes import FakeEncoder
-from tests.faults import Audit, Ledger, Version, until, writing
+from tests.faults import Audit, Ledger, Version, await_seq, until, writing
 from tests.postgres_server import Server, kill, restart, stop
 
 _PATIENCE = 60.0  # seconds until a test gives up waiting
@@ -93,7 +93,7 @@ def holds(server: ApiServer, ledger: Ledger) -> None:
     store = server.assembly.store
     until(lambda: not store.queue_length(), _PATIENCE, "the inbox is not empty")
     with server.client() as client:
-        client.get("/v1/search", params={"q": "x", "min_seq": ledger.last_seq}).raise_for_status()
+        await_seq(client, ledger.last_seq, _PATIENCE)
         headers = dict(client.headers)
     audit = Audit()
     audit.of(server.url, headers, ledger)

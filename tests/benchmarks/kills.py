@@ -33,7 +33,7 @@ from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.tables import leases, leftovers
 from tests import milvus_server, postgres_server
-from tests.faults import Audit, Ledger, until, writing
+from tests.faults import Audit, Ledger, await_seq, until, writing
 
 _SETTLE_SECONDS = 300.0  # on a busy machine the last start and everything that waits
 _PROGRESS_SECONDS = 90.0  # until a writer is answered again after a kill
@@ -292,10 +292,8 @@ def _settle(deployment: Deployment, database: StateDatabase, ledger: Ledger) -> 
     until(swept, _SETTLE_SECONDS, "rows of replaced revisions are still there")
     for server in deployment.servers:
         deployment.wait_ready(server)
-        answer = httpx2.get(
-            f"{server.url}/v1/search", params={"q": "소식", "min_seq": ledger.last_seq}, timeout=_SETTLE_SECONDS
-        )
-        answer.raise_for_status()
+        with httpx2.Client(base_url=server.url, timeout=_SETTLE_SECONDS) as client:
+            await_seq(client, ledger.last_seq, _SETTLE_SECONDS)
 
 
 def command(deployment: Deployment, *arguments: str) -> subprocess.Popen[str]:
