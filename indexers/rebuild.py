@@ -72,6 +72,7 @@ class Rebuild:
         self._tell = tell
         self._stopped = stopped
         self._holder = f"rebuild:{time.time_ns()}"
+        self._replay_due = 0.0  # monotonic: the next look at what changed, while this waits
 
     def to_recipe(self, recipe: Recipe, conditions: Conditions) -> None:
         """Builds the index anew as `recipe` says and puts it in use. Raises RebuildRefused and what the stores raise."""
@@ -235,12 +236,12 @@ class Rebuild:
         )
         coming = self._assembly.coming(name)
         assert coming is not None
-        self._replay(target)
-        coming.follower.catch_up()
-        queries = conditions.queries or self._titles()
         overlaps = []
-        for query in queries:
-            with self._resting(_REPLAY_REST):  # meanwhile the old one goes on changing
+        self._replay_due = 0.0
+        for query in conditions.queries or self._titles():
+            self._check_stop()
+            self._keep_level(target, coming)
+            with self._resting(_REST):
                 overlaps.append(compared(self._assembly.connected.searcher, coming.searcher, query))
         for line in overlap_table(overlaps):
             self._tell(line)
@@ -250,6 +251,14 @@ class Rebuild:
                 f"old and new have {mean:.2f} of their ten best articles in common, {conditions.min_overlap:.2f} are asked for",
                 "look at the queries above; yeoul rebuild --min-overlap 0 puts it in use all the same",
             )
+
+    def _keep_level(self, target: Connected, coming: Connected | None = None) -> None:
+        """Now and then writes what changed, and has it loaded where `coming` is `target` as it is loaded here."""
+        if time.monotonic() >= self._replay_due:
+            self._replay(target)
+            if coming is not None:
+                coming.follower.catch_up()
+            self._replay_due = time.monotonic() + _REPLAY_SECONDS
 
     def _titles(self) -> list[str]:
         """Titles of articles, evenly drawn: golden queries where nobody has given any."""
@@ -322,12 +331,10 @@ class Rebuild:
     ) -> None:
         """Waits; a `target` is written meanwhile what changes. Raises RebuildRefused, which says `what`, after `seconds`."""
         end = time.monotonic() + seconds
-        replay_due = 0.0
         while not condition():
             self._check_stop()
-            if target is not None and time.monotonic() >= replay_due:
-                self._replay(target)
-                replay_due = time.monotonic() + _REPLAY_SECONDS
+            if target is not None:
+                self._keep_level(target)
             if time.monotonic() > end:
                 raise RebuildRefused(
                     f"{what} after {seconds:g} s", "see the logs of the processes that answer; try again"

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.documents import CANARY
 from pipeline.errors import NotReady, Unavailable
 from pipeline.follower import Follower
-from pipeline.index import snapshot
+from pipeline.index import lite, snapshot
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
@@ -137,7 +137,8 @@ class Connected:
         """Fills the engine beside searches of another collection: in a process of its own where that may open the collection,
         else here, with a `rest` after some rows. Leaves off when it is `ended`. Raises what the stores raise."""
         settings = self.parts.settings
-        if settings.milvus_is_lite or not isinstance(self._engine, ResidentEngine):
+        address = lite.address_of(settings.milvus_uri)
+        if lite.folder_of(address) is not None or not isinstance(self._engine, ResidentEngine):
             self.follower.load(rest, batch=_ROWS_BESIDE)
             return
         path = self._snapshot.with_name(_SNAPSHOT_APART.format(os.getpid()))
@@ -147,7 +148,7 @@ class Connected:
                     file.unlink()
         order = Order(
             state_url=settings.state_url,
-            milvus_uri=settings.milvus_uri,
+            milvus_uri=address,
             milvus_token=settings.milvus.token,
             name=self.name,
             dim=self.collection.dim,

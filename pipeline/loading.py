@@ -1,7 +1,7 @@
 """Loads a collection in a process of its own, at the lowest priority, and leaves a snapshot of the engine it made.
 
 Loading is minutes of Python for a large collection: on a thread it would share the interpreter with the searches beside it,
-and at equal priority the processor. Not for Milvus Lite, whose folder belongs to one process.
+and at equal priority the processor. Not for Milvus Lite inside this process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import orjson
 
+from pipeline.children import started, stopped
 from pipeline.errors import NotReady, YeoulError
 from pipeline.follower import Follower
 from pipeline.index import snapshot
@@ -51,9 +52,7 @@ class Order:
 
 def load_apart(order: Order, ended: threading.Event) -> bool:
     """Has a process write the snapshot of `order`; False where it was `ended` before. Raises NotReady where it failed."""
-    found = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
-    process = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, env=environment)
+    process = started(__name__, stdin=subprocess.PIPE)
     try:
         assert process.stdin is not None
         with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
@@ -62,7 +61,7 @@ def load_apart(order: Order, ended: threading.Event) -> bool:
             if ended.wait(_LOOK_SECONDS):
                 return False
     finally:
-        _stopped(process)
+        stopped(process, _STOP_SECONDS)
     if process.returncode:
         raise NotReady(
             f"the process that loads {order.name} ended with {process.returncode}",
@@ -95,17 +94,6 @@ def load(order: Order) -> None:
             collection.close()
     finally:
         database.close()
-
-
-def _stopped(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _step_back() -> None:

@@ -1,4 +1,4 @@
-"""The collection keeps one promise on Milvus Lite and on a real server: one suite over both."""
+"""The collection keeps one promise on Milvus Lite, here and in a process of its own, and on a real server: one suite over all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.errors import (
     TooLarge,
     Unavailable,
 )
+from pipeline.index import lite
 from pipeline.index.collection import Collection
 from pipeline.index.filters import Filter
 from tests import milvus_server
@@ -43,14 +45,17 @@ Opener = Callable[..., Collection]
 
 
 @pytest.fixture(
-    params=["lite", pytest.param("server", marks=pytest.mark.server)],
+    params=["lite", "lite apart", pytest.param("server", marks=pytest.mark.server)],
     scope="module",
 )
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Address and token of each store in turn."""
-    if request.param == "lite":
-        return str(tmp_path_factory.mktemp("lite") / "store.db"), ""
-    return str(request.getfixturevalue("milvus_uri")), milvus_server.TOKEN
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address and token of each store in turn: Milvus Lite here, in a process of its own, and a server."""
+    if request.param == "server":
+        yield str(request.getfixturevalue("milvus_uri")), milvus_server.TOKEN
+        return
+    folder = tmp_path_factory.mktemp("lite") / "store.db"
+    with lite.apart(folder) if request.param == "lite apart" else nullcontext():
+        yield str(folder), ""
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The collection: the durable store of passages, one row each, in Milvus Lite or on a Milvus server.
 
-The only module that imports pymilvus. Knows rows and expressions; knows nothing about articles' visibility, encoders
+With `schema`, all that knows pymilvus. Knows rows and expressions; knows nothing about articles' visibility, encoders
 or fusion: it stores what it is given and proposes candidates.
 
 Consistency. A Strong read waits for the server's next time tick (0.2-0.3 s on 2.3.5, where a Bounded one takes 2-8 ms),
@@ -15,38 +15,32 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import DataType, Function, FunctionType, MilvusClient
+from pymilvus import MilvusClient
 from pymilvus.client import entity_helper
 from pymilvus.exceptions import MilvusException
 
 from pipeline.documents import Passage, passage_id
-from pipeline.errors import InvalidInput, InvalidSetting, ManifestMismatch, NotReady, StoreUnavailable, Unavailable
-from pipeline.index import lite, rows
+from pipeline.errors import InvalidInput, InvalidSetting, NotReady, StoreUnavailable, Unavailable
+from pipeline.index import lite, rows, schema
 from pipeline.index.expressions import any_of, encoded, filter_expression
 from pipeline.index.filters import Filter
-from pipeline.index.rows import ARTICLE_ID, DENSE, ID, LEXICAL, PASSAGE_FIELDS, TERMS, Row
+from pipeline.index.lite_process import UNUSABLE
+from pipeline.index.rows import ARTICLE_ID, DENSE, ID, LEXICAL, PASSAGE_FIELDS, Row
+from pipeline.index.schema import BUILD_SECONDS, READ_SECONDS, IndexKind
 
 FloatArray = NDArray[np.float32]
-IndexKind = Literal["flat", "hnsw"]
 
 _CONNECT_SECONDS = 3.0  # a server that is up answers in milliseconds
-_READ_SECONDS = 10.0  # deadline of a read, retries included
 _WRITE_SECONDS = 60.0  # deadline of writing one batch
-_BUILD_SECONDS = 300.0  # creating, loading, flushing: the server may have an index to build
 _DELETE_IDS = 1_000  # ids in one expression; more are no faster
 _READ_ROWS = 250  # rows of a read: with every field at its largest (225 kB a row) they still fit into one message
 _PAGE_IDS = 16_384  # the most rows a server returns for one query or search
-_INDEXES: dict[IndexKind, dict[str, Any]] = {
-    "flat": {"index_type": "FLAT"},
-    "hnsw": {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}},  # Milvus's own recommendation
-}
 _HNSW_EF = 128  # candidates HNSW keeps while searching, at least; it must be >= k
-_FIRST_WITH_BM25 = (2, 5)  # the server version that brought BM25 functions
 _SERVER_URI = re.compile(r"(https?|tcp)://\S+|unix:\S+")
 
 
@@ -86,11 +80,7 @@ class Collection:
         client = _connected(uri, token)
         try:
             with _answering(uri):
-                if client.has_collection(name, timeout=_READ_SECONDS):
-                    index, lexical = _checked(client, name, dim)
-                    client.load_collection(name, timeout=_BUILD_SECONDS)
-                else:
-                    lexical = _created(client, name, dim, index, allowed=create)
+                index, lexical = _loaded(client, name, dim, index, create=create)
         except BaseException:
             _disconnect(client, uri)
             raise
@@ -145,7 +135,7 @@ class Collection:
         if self._folder is None:
             return
         with _answering(self._uri), self._one_writer():
-            self._client.flush(self.name, timeout=_BUILD_SECONDS)
+            self._client.flush(self.name, timeout=BUILD_SECONDS)
 
     def drop(self) -> None:
         """Deletes the collection and its aliases, for good."""
@@ -158,7 +148,7 @@ class Collection:
         """Rows in the collection."""
         with _answering(self._uri):
             found = self._client.query(
-                self.name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=_READ_SECONDS
+                self.name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=READ_SECONDS
             )
         return int(found[0]["count(*)"])
 
@@ -238,10 +228,10 @@ class Collection:
     def list_collections(self) -> list[str]:
         """The names of all collections of the store, sorted."""
         with _answering(self._uri):
-            return sorted(self._client.list_collections(timeout=_READ_SECONDS))
+            return sorted(self._client.list_collections(timeout=READ_SECONDS))
 
     def _aliases(self, name: str) -> list[str]:
-        return list(self._client.list_aliases(name, timeout=_READ_SECONDS)["aliases"])
+        return list(self._client.list_aliases(name, timeout=READ_SECONDS)["aliases"])
 
     def _one_writer(self) -> Any:
         return lite.WRITING if self._folder else nullcontext()
@@ -296,7 +286,7 @@ class Collection:
                 output_fields=list(fields),
                 consistency_level=level,
                 limit=limit,
-                timeout=_READ_SECONDS,
+                timeout=READ_SECONDS,
             )
         return list(found)
 
@@ -314,7 +304,7 @@ class Collection:
                 limit=min(k, _PAGE_IDS),
                 search_params={"metric_type": metric, "params": params},
                 consistency_level=level,
-                timeout=_READ_SECONDS,
+                timeout=READ_SECONDS,
             )
         self._searched = max(self._searched, written)
         return list(found[0])
@@ -322,6 +312,17 @@ class Collection:
 
 def _is_replaced(revision: int, kept: int | None, before: int) -> bool:
     return revision != kept and revision < before
+
+
+def _loaded(client: MilvusClient, name: str, dim: int, index: IndexKind, *, create: bool) -> tuple[IndexKind, bool]:
+    """How the dense field of the collection is indexed, and whether it has the lexical field."""
+    if not client.has_collection(name, timeout=READ_SECONDS):
+        if not create:
+            raise NotReady(f"there is no collection {name!r}", "index something first")
+        return index, schema.create(client, name, dim, index)
+    found = schema.check(client, name, dim)
+    client.load_collection(name, timeout=BUILD_SECONDS)
+    return found
 
 
 def _connected(uri: str, token: str) -> MilvusClient:
@@ -336,7 +337,7 @@ def _connected(uri: str, token: str) -> MilvusClient:
     lite.take(folder)
     try:
         with _answering(uri):
-            return MilvusClient(str(folder), timeout=_CONNECT_SECONDS, dedicated=True)
+            return MilvusClient(lite.address_of(uri), timeout=_CONNECT_SECONDS, dedicated=True)
     except BaseException:
         lite.give_back(folder)
         lite.refuse_where_held(folder)  # another process may have been faster
@@ -362,65 +363,5 @@ def _answering(uri: str) -> Iterator[None]:
         yield
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
         why = " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())
-        cure = (
-            lite.UNUSABLE if lite.folder_of(uri) else "start the Milvus server, or correct milvus.uri and milvus.token"
-        )
+        cure = UNUSABLE if lite.folder_of(uri) else "start the Milvus server, or correct milvus.uri and milvus.token"
         raise StoreUnavailable("collection", uri, why, cure) from error
-
-
-def _has_bm25(version: str) -> bool:
-    numbers = re.search(r"(\d+)\.(\d+)", version)
-    return version.startswith("milvus_lite") or (
-        numbers is not None and (int(numbers[1]), int(numbers[2])) >= _FIRST_WITH_BM25
-    )
-
-
-def _created(client: MilvusClient, name: str, dim: int, index: IndexKind, *, allowed: bool) -> bool:
-    """Makes the collection; whether it has the lexical field."""
-    if not allowed:
-        raise NotReady(f"there is no collection {name!r}", "index something first")
-    lexical = _has_bm25(client.get_server_version(timeout=_READ_SECONDS))
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    for field, limit in rows.TEXT_BYTES.items():
-        analysed = {"enable_analyzer": True, "analyzer_params": {"tokenizer": "standard"}}
-        extra = analysed if lexical and field == TERMS else {}
-        schema.add_field(field, DataType.VARCHAR, max_length=limit, is_primary=field == ID, **extra)
-    for field in rows.INTEGERS:
-        schema.add_field(field, DataType.INT64)
-    for field in rows.FLOATS:
-        schema.add_field(field, DataType.DOUBLE)
-    schema.add_field(
-        "tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=rows.TAG_COUNT, max_length=rows.TAG_BYTES
-    )
-    schema.add_field(DENSE, DataType.FLOAT_VECTOR, dim=dim)
-    indexes = client.prepare_index_params()
-    indexes.add_index(DENSE, metric_type="IP", **_INDEXES[index])
-    if lexical:
-        schema.add_field(LEXICAL, DataType.SPARSE_FLOAT_VECTOR)
-        schema.add_function(
-            Function(
-                name="bm25", function_type=FunctionType.BM25, input_field_names=[TERMS], output_field_names=[LEXICAL]
-            )
-        )
-        indexes.add_index(LEXICAL, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
-    client.create_collection(name, schema=schema, consistency_level="Bounded", timeout=_BUILD_SECONDS)
-    # By default pymilvus sleeps half a second an index before it looks; there is nothing to build yet, and loading waits.
-    client.create_index(name, indexes, timeout=_BUILD_SECONDS, sync=False)
-    client.load_collection(name, timeout=_BUILD_SECONDS)
-    return lexical
-
-
-def _checked(client: MilvusClient, name: str, dim: int) -> tuple[IndexKind, bool]:
-    """How the dense field of an existing collection is indexed, and whether it has the lexical field.
-
-    Raises ManifestMismatch where its fields or its dimension are not those of `_created`.
-    """
-    described = client.describe_collection(name, timeout=_READ_SECONDS)
-    fields = {field["name"]: field["params"] for field in described["fields"]}
-    expected = {*rows.TEXT_BYTES, *rows.INTEGERS, *rows.FLOATS, "tags", DENSE}
-    if set(fields) - {LEXICAL} != expected:
-        raise ManifestMismatch({f"fields of {name}": (sorted(fields), sorted(expected))})
-    if int(fields[DENSE]["dim"]) != dim:
-        raise ManifestMismatch({f"dimension of {name}": (int(fields[DENSE]["dim"]), dim)})
-    kind = client.describe_index(name, DENSE, timeout=_READ_SECONDS)["index_type"]
-    return ("hnsw" if kind == "HNSW" else "flat"), LEXICAL in fields

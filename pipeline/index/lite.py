@@ -9,25 +9,48 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import FolderInUse, StoreUnavailable
+from pipeline.index.lite_process import UNUSABLE, LiteProcess
 
 # Milvus Lite takes one writer at a time for a collection; all its folders share this lock, as one folder is the rule.
 WRITING = threading.RLock()
 
-UNUSABLE = "check that milvus.uri names a folder that can be written and that the disk is not full"
-
 _LOCK_FILE = "LOCK"  # the file inside the folder that Milvus Lite locks (flock)
+_LET_GO_SECONDS = 1.0  # for a process of `apart` to end after the one that started it
+_LOOK_SECONDS = 0.02
 _KERNEL_LOCKS = Path("/proc/locks")  # Linux: who holds which lock
 _counting = threading.Lock()
 _users: Counter[Path] = Counter()
+_apart: dict[Path, LiteProcess] = {}
 
 
 def folder_of(uri: str) -> Path | None:
     """The folder that `uri` names, absolute; None where `uri` is the address of a server."""
     return Path(uri).absolute() if uri.endswith(".db") else None
+
+
+@contextmanager
+def apart(folder: Path) -> Iterator[LiteProcess]:
+    """Within the block Milvus Lite runs in a process of its own for `folder`, which nobody here uses yet."""
+    process = _apart[folder] = LiteProcess(folder)
+    try:
+        yield process
+    finally:
+        del _apart[folder]
+        process.stop()
+
+
+def address_of(uri: str) -> str:
+    """Where to connect for `uri`: to the process of its own where there is one. Raises StoreUnavailable where that does not
+    answer."""
+    process = _apart.get(Path(uri).absolute()) if uri.endswith(".db") else None
+    return process.address() if process is not None else uri
 
 
 def take(folder: Path) -> None:
@@ -36,7 +59,7 @@ def take(folder: Path) -> None:
     Raises FolderInUse where another process holds it, StoreUnavailable where it cannot be made or is no folder.
     """
     with _counting:
-        if not _users[folder]:
+        if not _users[folder] and folder not in _apart:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -47,25 +70,33 @@ def take(folder: Path) -> None:
 
 def give_back(folder: Path) -> None:
     """Counts one user less; after the last one everything is written to disk and other processes can open `folder`."""
-    from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415 (servers do without it)
-
     with _counting:
         _users[folder] -= 1
         if not _users[folder]:
             del _users[folder]
-            server_manager_instance.release_server(str(folder))
+            if folder not in _apart:
+                from milvus_lite.server_manager import server_manager_instance  # noqa: PLC0415 (others do without it)
+
+                server_manager_instance.release_server(str(folder))
 
 
 def refuse_where_held(folder: Path) -> None:
-    """Raises FolderInUse where a process holds the lock of `folder`."""
+    """Raises FolderInUse where a process holds the lock of `folder`; one that is just ending is waited for."""
     try:
         descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    deadline = time.monotonic() + _LET_GO_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise FolderInUse(str(folder), _holder(os.fstat(descriptor).st_ino)) from error
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise FolderInUse(str(folder), _holder(os.fstat(descriptor).st_ino)) from error
+                time.sleep(_LOOK_SECONDS)
+            else:
+                return
     finally:
         os.close(descriptor)
 

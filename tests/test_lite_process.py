@@ -1,0 +1,127 @@
+"""Milvus Lite in a process of its own: nobody is left behind, nothing is lost, whoever dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.documents import Passage
+from pipeline.errors import StoreUnavailable
+from pipeline.index import lite
+from pipeline.index.collection import Collection
+from tests.faults import until
+from tests.test_collection import DIM, passage, vectors_for
+
+_PATIENCE = 30.0  # seconds
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.index import lite
+from pipeline.index.collection import Collection
+from tests.test_collection import DIM, passage, vectors_for
+
+with lite.apart(Path(sys.argv[1])) as process:
+    collection = Collection.open(uri=sys.argv[1], name="t", dim=DIM)
+    collection.upsert([passage("두루미")], vectors_for(1))
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def opened(folder: Path) -> Collection:
+    return Collection.open(uri=str(folder), name="t", dim=DIM)
+
+
+def stored(folder: Path) -> list[Passage]:
+    """What a user inside this process finds in the folder."""
+    collection = opened(folder)
+    try:
+        return collection.get([passage("두루미").id, passage("느시").id])
+    finally:
+        collection.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+def test_it_ends_with_the_block_and_leaves_everything_to_the_next_user(folder: Path) -> None:
+    with lite.apart(folder) as process:
+        collection = opened(folder)
+        pid = process.pid
+        assert pid is not None
+        assert pid != os.getpid()
+        collection.upsert([passage("두루미")], vectors_for(1))
+        os.kill(pid, signal.SIGTERM)  # told to all of a service at once: who uses it is not ready yet
+        os.kill(pid, signal.SIGINT)
+        collection.upsert([passage("느시")], vectors_for(1))
+        collection.close()
+    assert not alive(pid)
+    assert stored(folder) == [passage("두루미"), passage("느시")]
+
+
+def test_killed_it_is_started_again_and_its_users_go_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with lite.apart(folder) as process:
+        collection = opened(folder)
+        collection.upsert([passage("두루미")], vectors_for(1))
+        pid = process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+        def answers() -> bool:
+            try:
+                return process.pid != pid and collection.count() == 1
+            except StoreUnavailable:
+                return False
+
+        until(answers, _PATIENCE, "it is not started again")
+        collection.upsert([passage("느시")], vectors_for(1))
+        assert collection.get([passage("두루미").id, passage("느시").id]) == [passage("두루미"), passage("느시")]
+        collection.close()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert said == ["Milvus Lite ended (exit status -9): it is started again"]
+
+
+def test_it_dies_with_the_process_that_started_it(folder: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout as said:
+        pid = int(said.readline())
+    assert alive(pid)
+    holder.kill()
+    holder.wait()
+    until(lambda: not alive(pid), _PATIENCE, "Milvus Lite is left behind")
+    assert stored(folder) == [passage("두루미")]
+
+
+def test_a_folder_that_cannot_be_used_is_said_and_tried_again(folder: Path) -> None:
+    folder.write_text("no folder", encoding="utf-8")
+    with lite.apart(folder) as process:
+        with pytest.raises(StoreUnavailable, match=r"store\.db"):
+            opened(folder)
+        folder.unlink()
+
+        def ready() -> bool:
+            try:
+                return bool(process.address())
+            except StoreUnavailable:
+                return False
+
+        until(ready, _PATIENCE, "it is not tried again")
+        opened(folder).close()
