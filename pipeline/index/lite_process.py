@@ -62,8 +62,9 @@ class LiteProcess:
 
     def stop(self) -> None:
         """Ends it; everything is on disk then."""
-        self._stopping.set()
-        process = self._process
+        with self._changed:  # one that is being started just now is seen
+            self._stopping.set()
+            process = self._process
         if process is not None and process.stdin is not None:
             with suppress(OSError, ValueError), process.stdin as told:  # it has ended already
                 told.write(_STOP)
@@ -86,8 +87,11 @@ class LiteProcess:
     def _once(self) -> int:
         """Starts it and waits for its end; gives its exit status."""
         arguments = (str(self._folder), str(self._port))
-        with started(__name__, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            self._process = process
+        with self._changed:
+            if self._stopping.is_set():
+                return 0
+            self._process = started(__name__, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with self._process as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             told: dict[str, Any] = orjson.loads(line) if line else {"why": "it ended before it was ready"}

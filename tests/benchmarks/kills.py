@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.kills --kills 200 [--minutes 30] [--pair] [--seed N]
 
-Without --pair one process with SQLite and Milvus Lite; with it PostgreSQL, a Milvus server, two API processes and the
+Without --pair `yeoul serve` with SQLite, and its Milvus Lite; with it PostgreSQL, a Milvus server, two API processes and the
 indexers, each of which is killed. Moments: at random, right after an acknowledgement, in a bulk, in a rebuild, and in the
 start after the kill before. In the end everything acknowledged must be found on every API process, once, and `yeoul verify`
 must find no difference. Prints a Markdown table; exit code 1 where anything was lost or doubled.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from sqlalchemy import func, select, update
 from tqdm import tqdm
 
 from indexers.benchmarks.deployment import Deployment, Running, deployed
+from pipeline.index import lite_process
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.tables import leases, leftovers
@@ -83,6 +86,38 @@ class Process:
     def wait(self) -> None:
         if self.running.url:
             self.deployment.wait_ready(self.running)
+
+
+@dataclass(slots=True)
+class MilvusLite:
+    """The process in which `yeoul serve` runs Milvus Lite, and which it starts again itself."""
+
+    serve: Running
+    deployment: Deployment
+    name: str = "Milvus Lite"
+
+    def kill(self) -> None:
+        until(self._pids, _PROGRESS_SECONDS, "there is no process of Milvus Lite")
+        for pid in self._pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def start(self) -> None:
+        """It is started by who lost it."""
+
+    def wait(self) -> None:
+        self.deployment.wait_ready(self.serve)
+
+    def _pids(self) -> list[int]:
+        assert self.serve.process is not None
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                command = (process / "cmdline").read_bytes()
+                parent = (process / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1]
+                if lite_process.__name__.encode() in command and int(parent) == self.serve.process.pid:
+                    found.append(int(process.name))
+        return found
 
 
 @dataclass(slots=True)
@@ -191,7 +226,7 @@ class Storm:
         target.kill()
         self.report.kills[target.name, moment] += 1
         self._perhaps_kill_rebuild()
-        if len(self._targets) == 1:
+        if isinstance(target, Process) and self._deployment.indexers is None:
             self.end()  # a rebuild that loses the process it works in takes the folder and goes on by itself
         target.start()
         while self._chance.random() < _IN_START:
@@ -311,11 +346,16 @@ def command(deployment: Deployment, *arguments: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def embedded(folder: Path) -> Iterator[tuple[Deployment, list[Target], StateDatabase]]:
-    """One process with everything in it."""
+    """`yeoul serve` with SQLite, and its Milvus Lite."""
     with deployed(folder) as deployment:
         state = Path(deployment.environment["YEOUL_DATA_DIR"]) / "state.db"
         with _opened(f"sqlite:///{state}") as database:
-            yield deployment, [Process("yeoul serve", deployment.servers[0], deployment, database)], database
+            serve = deployment.servers[0]
+            targets: list[Target] = [
+                Process("yeoul serve", serve, deployment, database),
+                MilvusLite(serve, deployment),
+            ]
+            yield deployment, targets, database
 
 
 @contextmanager
