@@ -158,10 +158,15 @@ class StoreUnavailable(Unavailable):
 
 
 class SourceUnavailable(Unavailable):
+    """`status`: of the HTTP answer, where there was one."""
+
     code = "source_unavailable"
 
-    def __init__(self, place: str, why: str, hint: str = "the next run begins where this one ended") -> None:
+    def __init__(
+        self, place: str, why: str, hint: str = "the next run begins where this one ended", *, status: int | None = None
+    ) -> None:
         super().__init__(f"the source {place} gives nothing: {why}", hint)
+        self.status = status
 
 
 class QueueFull(Unavailable):

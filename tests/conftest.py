@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
+from pipeline.index import lite
 from pipeline.korean.morphemes import Analyser
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
@@ -143,12 +144,14 @@ def stores_of(pair: str, request: pytest.FixtureRequest) -> Iterator[Callable[[i
 
 @pytest.fixture(scope="session")
 def lite_collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, InterruptibleCollection]]:
-    """The address and the collection of `stage` in Milvus Lite, one for all tests, as the servers have it."""
-    uri = str(tmp_path_factory.mktemp("stage") / "milvus.db")
-    opened = InterruptibleCollection.open(uri=uri, name="stage", dim=DIM)
-    assert isinstance(opened, InterruptibleCollection)
-    yield uri, opened
-    opened.close()
+    """The address and the collection of `stage` in Milvus Lite, one for all tests, as the servers have it; in a process of its
+    own, as `yeoul serve` has it."""
+    folder = tmp_path_factory.mktemp("stage") / "milvus.db"
+    with lite.apart(folder):
+        opened = InterruptibleCollection.open(uri=str(folder), name="stage", dim=DIM)
+        assert isinstance(opened, InterruptibleCollection)
+        yield str(folder), opened
+        opened.close()
 
 
 @pytest.fixture

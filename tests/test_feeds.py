@@ -525,7 +525,7 @@ def test_a_place_that_is_down_is_not_asked_for_every_page(reader: _Reader) -> No
     items = [_item(f"{n}", reader.site.url(f"/{n}")) for n in range(12)]
     reader.site.pages["/feed"] = page(_rss(*items))
     problems = _problems(reader.run())
-    assert len([path for path, _ in reader.site.requests if path != "/feed"]) == 5
+    assert len([path for path, _ in reader.site.requests if path not in {"/feed", "/robots.txt"}]) == 5
     assert (len(problems), len(reader.articles)) == (12, 12)
 
 
@@ -535,6 +535,46 @@ def test_pages_of_another_kind_do_not_stop_the_others(reader: _Reader) -> None:
     reader.site.pages["/6"] = page(_PAGE, Content_Type="text/html")
     reader.read(_rss(*(_item(f"{n}", reader.site.url(f"/{n}")) for n in range(7))))
     assert [article.title for article in reader.articles.values() if "문단 5" in article.body] == ["6"]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "User-agent: *\nDisallow: /members/",
+        "\ufeffUser-agent: yeoul\r\nDisallow: /\r\nAllow: /free/\r\n\r\nUser-agent: *\r\nAllow: /",
+        "User-agent: *\nDisallow: /*?print=",
+    ],
+)
+def test_a_page_that_robots_may_not_read_is_not_read(reader: _Reader, rules: str) -> None:
+    reader.options = {"full_text": True}
+    kept, free = "/members/1?print=1", "/free/1"
+    reader.site.pages |= {path: page(_PAGE, Content_Type="text/html") for path in (kept, free)}
+    reader.site.pages["/robots.txt"] = page(rules)
+    reader.site.pages["/feed"] = page(_rss(*(_item(path, reader.site.url(path)) for path in (kept, free))))
+    (problem,) = _problems(reader.run())
+    assert f"robots.txt keeps robots from {reader.site.url(kept)}" in problem
+    assert {a.title: "문단 5" in a.body for a in reader.articles.values()} == {kept: False, free: True}
+    assert [reader.site.asked(path) for path in (kept, free, "/robots.txt")] == [0, 1, 1]
+
+
+def test_a_place_of_ours_is_read_whatever_its_robots_txt_says(reader: _Reader) -> None:
+    reader.options = {"full_text": True, "ignore_robots": True}
+    reader.site.pages |= {
+        "/1": page(_PAGE, Content_Type="text/html"),
+        "/robots.txt": page("User-agent: *\nDisallow: /"),
+    }
+    (article,) = reader.read(_rss(_item("금리", reader.site.url("/1"))))
+    assert "문단 5" in article.body
+    assert reader.site.asked("/robots.txt") == 0
+
+
+@pytest.mark.parametrize(("status", "reads"), [(404, 1), (403, 1), (429, 0), (503, 0)])
+def test_where_robots_txt_cannot_be_had_it_depends_on_why(reader: _Reader, status: int, reads: int) -> None:
+    """RFC 9309, 2.3.1: one that is not there allows everything, one that cannot be reached nothing."""
+    reader.options = {"full_text": True}
+    reader.site.pages |= {"/1": page(_PAGE, Content_Type="text/html"), "/robots.txt": page("", status)}
+    reader.read(_rss(_item("금리", reader.site.url("/1"))))
+    assert reader.site.asked("/1") == reads
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,13 @@ import pytest
 from pipeline.documents import Article
 from pipeline.errors import NotReady
 from pipeline.follower import Follower
-from pipeline.index import snapshot
+from pipeline.index import lite, snapshot
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.resident import ResidentEngine
 from pipeline.index.snapshot import Place
 from pipeline.loading import Order, load, load_apart
 from tests import milvus_server
-from tests.stores import SERVERS_ALONE
 from tests.write_path import DIM, Stage
-
-pytestmark = SERVERS_ALONE  # Milvus Lite belongs to one process
 
 _LEXICAL = LexicalParameters(k1=1.1, title_weight=0.5)
 
@@ -29,7 +26,7 @@ _LEXICAL = LexicalParameters(k1=1.1, title_weight=0.5)
 def ordered(stage: Stage, folder: Path, *, name: str = "") -> Order:
     return Order(
         state_url=stage.store.database.engine.url.render_as_string(hide_password=False),
-        milvus_uri=stage.uri,
+        milvus_uri=lite.address_of(stage.uri),
         milvus_token=milvus_server.TOKEN,
         name=name or stage.collection.name,
         dim=DIM,

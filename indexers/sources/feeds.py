@@ -19,6 +19,7 @@ from indexers.sources.entries import Entry, Feed, decoded, feed_of
 from indexers.sources.fetching import Fetched, Fetcher, Limits, checked_address
 from indexers.sources.identity import Placed, placed
 from indexers.sources.options import flag, needed_text, refuse_unknown, refused, text, whole_number
+from indexers.sources.robots import Robots
 from indexers.sources.source import Batch, Cursor, Found, Known
 from pipeline.cleaning import clean
 from pipeline.documents import MAX_FIELD_CHARS, Article, checked_id
@@ -39,13 +40,15 @@ _HTML_TYPES = ("text/html", "application/xhtml+xml", "")
 class FeedOptions:
     """How a feed is read. Made by `from_mapping`, which checks it.
 
-    `full_text` fetches the page of each new or changed entry for its body; `category` is given to every article;
+    `full_text` fetches the page of each new or changed entry for its body, where the place's robots.txt lets it or
+    `ignore_robots` says that the place is ours; `category` is given to every article;
     `allow_private` lets the feed and its pages lie on this machine or the networks around it; of more than `max_entries`
     the first are taken.
     """
 
     url: str
     full_text: bool = False
+    ignore_robots: bool = False
     category: str | None = None
     allow_private: bool = False
     max_entries: int = _DEFAULT_ENTRIES
@@ -62,6 +65,7 @@ class FeedOptions:
         return cls(
             url=url,
             full_text=flag(options, "full_text"),
+            ignore_robots=flag(options, "ignore_robots"),
             category=category,
             allow_private=flag(options, "allow_private"),
             max_entries=whole_number(options, "max_entries", default=_DEFAULT_ENTRIES, least=1, most=_MAX_ENTRIES),
@@ -129,7 +133,8 @@ class FeedSource:
             if fetched.status == 304:
                 return
             feed = feed_of(fetched.content, url=fetched.url, content_type=fetched.content_type)
-            yield from self._batches(feed, fetched, _Memory.of(cursor), known, _Pages(fetcher))
+            pages = _Pages(fetcher, None if self._options.ignore_robots else Robots(fetcher))
+            yield from self._batches(feed, fetched, _Memory.of(cursor), known, pages)
 
     def _batches(self, feed: Feed, fetched: Fetched, memory: _Memory, known: Known, pages: _Pages) -> Iterator[Batch]:
         entries = placed(self._name, feed, known)
@@ -203,15 +208,17 @@ class FeedSource:
             entry.updated,
             self._options.category,
             self._options.full_text,
+            self._options.ignore_robots,
         )
         return hashlib.sha256(orjson.dumps(of)).hexdigest()[:_DIGEST_DIGITS]
 
 
 class _Pages:
-    """The pages of entries, in one run."""
+    """The pages of entries, in one run. Without `robots` every one may be read."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, robots: Robots | None) -> None:
         self._fetcher = fetcher
+        self._robots = robots
         self._failures = 0  # in a row
 
     def put_into(self, fields_of_it: dict[str, Any], link: str) -> str | None:
@@ -232,6 +239,11 @@ class _Pages:
         return None
 
     def _main_text(self, link: str) -> str:
+        checked_address(link)
+        if self._robots is not None and not self._robots.allow(link):
+            raise UnreadableSource(
+                f"robots.txt keeps robots from {link}", "ask its owner; where that is you: ignore_robots = true"
+            )
         fetched = self._fetcher.get(link)
         kind = fetched.content_type.partition(";")[0].strip().lower()
         if kind not in _HTML_TYPES:

@@ -19,7 +19,7 @@ import httpx2
 from indexers.sources.network import Clock, GuardedNetwork, Refused, Resolve, resolved
 from pipeline.errors import SourceUnavailable, UnreadableSource, shown
 
-_USER_AGENT = "Yeoul/0.1 (+feed reader)"
+USER_AGENT = "Yeoul/0.1 (+feed reader)"
 _ACCEPT = (
     "application/atom+xml, application/rss+xml, application/rdf+xml, application/xml;q=0.9, text/html;q=0.8, */*;q=0.5"
 )
@@ -92,7 +92,7 @@ class Fetcher:
             transport=_Transport(pool, limits.max_bytes),
             trust_env=False,  # a proxy would resolve the names itself, unchecked
             timeout=httpx2.Timeout(limits.read_seconds, connect=limits.connect_seconds),
-            headers={"User-Agent": _USER_AGENT, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
+            headers={"User-Agent": USER_AGENT, "Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"},
         )
 
     def __enter__(self) -> Self:
@@ -263,4 +263,4 @@ def _status_error(place: str, response: httpx2.Response) -> SourceUnavailable:
     wait = response.headers.get("retry-after")
     if wait:
         why += f" and asks to wait (Retry-After: {shown(wait[:_MAX_SHOWN_CHARS])})"
-    return SourceUnavailable(place, why, _HINTS.get(status, "the next run tries again"))
+    return SourceUnavailable(place, why, _HINTS.get(status, "the next run tries again"), status=status)
