@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +98,6 @@ def serve(
     import uvicorn
 
     from api.app import create_app
-    from pipeline.index import lite
 
     settings = configuration.load()
     host, port = host or settings.api.host, port or settings.api.port
@@ -107,13 +105,9 @@ def serve(
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
     _keep_for_good()
-    with ExitStack() as ends:  # what is named last ends first
-        if (folder := lite.folder_of(settings.milvus_uri)) is not None:
-            ends.enter_context(lite.apart(folder))
-        ends.callback(assembly.close)
-        if embedded is not None:
-            ends.callback(embedded.stop)
-            embedded.start(on_commit=application.state.service.notify)
+    if embedded is not None:
+        embedded.start(on_commit=application.state.service.notify)
+    try:
         uvicorn.run(
             application,
             host=host,
@@ -123,6 +117,10 @@ def serve(
             log_level="warning",
             proxy_headers=False,  # who may write without a key is decided by the real peer
         )
+    finally:
+        if embedded is not None:
+            embedded.stop()
+        assembly.close()
 
 
 @app.command(name="eval")
@@ -241,7 +239,7 @@ def _held(settings: Settings) -> Assembly:
     deadline = time.monotonic() + _FOLDER_SECONDS
     while True:
         try:
-            return Assembly.open(settings, command="yeoul serve", progress=True)
+            return Assembly.open(settings, command="yeoul serve", apart=True, progress=True)
         except FolderInUse:
             holder = holder_of(settings.data_dir)
             if (holder is not None and holder.url) or time.monotonic() > deadline:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 
@@ -20,6 +21,7 @@ from pipeline.connected import Connected, OnApplied
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import NotReady, YeoulError
 from pipeline.folder import FolderLock
+from pipeline.index import lite
 from pipeline.index.collection import Collection
 from pipeline.ingest import Ingest
 from pipeline.korean.morphemes import Analyser
@@ -53,6 +55,9 @@ class Assembly:
         self.store = ArticleStore(database)
         self.parts = Parts(settings, analyser, encoder)
         self.lock = lock
+        self._ends = ExitStack()  # what is ended last
+        if lock is not None:
+            self._ends.callback(lock.release)
         self.on_applied: OnApplied = lambda _entries, _now: None
         self._connected: Connected | None = None
         self._coming: _Coming | None = None
@@ -68,17 +73,24 @@ class Assembly:
         command: str,
         analyser: Callable[[], Analyser] | None = None,
         as_built: bool = False,
+        apart: bool = False,
         progress: bool = False,
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
         What the settings leave open and rows depend on is as the collection in use was built; `as_built`: also what they do
-        not leave open. `analyser` gives a Kiwi that was started before, for these settings.
+        not leave open. `apart`: Milvus Lite runs in a process of its own, for one that answers searches. `analyser` gives a
+        Kiwi that was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
-        lock = FolderLock.take(settings.data_dir, command) if settings.milvus_is_lite else None
-        try:
+        folder = lite.folder_of(settings.milvus_uri)
+        lock = FolderLock.take(settings.data_dir, command) if folder is not None else None
+        with ExitStack() as if_it_fails:
+            if lock is not None:
+                if_it_fails.callback(lock.release)
+            if folder is not None and apart:
+                if_it_fails.enter_context(lite.apart(folder))  # it starts while the others do
             with ThreadPoolExecutor(1) as pool:
                 starting = pool.submit(analyser or (lambda: analyser_of(settings)))
                 database = StateDatabase.open(settings.state_url)
@@ -87,11 +99,9 @@ class Assembly:
                 chosen = settings_with(settings, recipe, unless_given=not as_built)
                 started = starting.result() if chosen.user_words == settings.user_words else analyser_of(chosen)
             parts = Parts.open(chosen, lambda: started, progress=progress)
-            return cls(chosen, database, parts.analyser, parts.encoder, lock)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+            assembly = cls(chosen, database, parts.analyser, parts.encoder, lock)
+            assembly._ends = if_it_fails.pop_all()
+            return assembly
 
     @property
     def connected(self) -> Connected:
@@ -179,8 +189,7 @@ class Assembly:
                     connected.close()
         finally:
             self.database.close()
-            if self.lock is not None:
-                self.lock.release()
+            self._ends.close()
 
     def _first(self, *, remake: bool, replaced: bool) -> Connected:
         settings, parts = self.settings, self.parts
