@@ -25,7 +25,8 @@ from pipeline.storage import leases, manifests, readers
 from pipeline.storage.manifests import KnownCollection, Recipe
 from pipeline.storage.rows import LogEntry
 
-_TOGETHER = 8  # articles: small, so that searches beside it get their turn of Kiwi and of the processor
+_TOGETHER = 4  # articles: some 40 ms, so that searches beside it get their turn of Kiwi and of the processor
+_SEALED_TOGETHER = 160  # articles: what Milvus Lite holds in memory is slow to read
 # Times the work before it, while searches come. What changes must be written faster than it comes.
 _REST, _REPLAY_REST = 4.0, 1.0
 _LONGEST_REST_SECONDS = 1.0
@@ -149,7 +150,7 @@ class Rebuild:
                 counts, fresh = self._put(target, some)
                 last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
                 manifests.advance(self._database, target.name, counts, last_article=last)
-            if done % (20 * _TOGETHER) < _TOGETHER:
+            if done % _SEALED_TOGETHER < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
                 with self._resting(_REST):
                     target.ingest.flush()
