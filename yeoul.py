@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -105,6 +106,7 @@ def serve(
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
     _keep_for_good()
+    signal.signal(signal.SIGTERM, _end)  # uvicorn, having stopped, sends itself what it got
     if embedded is not None:
         embedded.start(on_commit=application.state.service.notify)
     try:
@@ -118,6 +120,7 @@ def serve(
             proxy_headers=False,  # who may write without a key is decided by the real peer
         )
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
         if embedded is not None:
             embedded.stop()
         assembly.close()
@@ -277,6 +280,10 @@ class _Embedded:
 
     def _committed(self) -> None:
         self._on_commit()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def _nothing() -> None:

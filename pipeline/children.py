@@ -12,9 +12,11 @@ _HERE = str(Path(__file__).resolve().parent.parent)
 
 
 def started(module: str, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
-    """`python -m module arguments`; `how` as `subprocess.Popen` takes it."""
+    """`python -m module arguments`, whatever lies in the working directory; `how` as `subprocess.Popen` takes it."""
     found = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH", "")]))
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=os.environ | {"PYTHONPATH": found}, **how)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments], env=os.environ | {"PYTHONPATH": found}, **how
+    )
 
 
 def stopped(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from pipeline import parts
 from pipeline.errors import FolderInUse, ManifestMismatch, NotReady, YeoulError
-from pipeline.folder import holder_of
+from pipeline.folder import FolderLock, holder_of
 from pipeline.index.collection import Collection
 from pipeline.index.manifest import Manifest
 from pipeline.settings import Settings
@@ -106,25 +106,25 @@ def _active(settings: Settings) -> KnownCollection | None:
 
 
 def _collection(settings: Settings) -> str:
-    holder = holder_of(settings.data_dir) if settings.milvus_is_lite else None
     known = _active(settings)
     if known is None:
         return _store_without_collection(settings)
-    name, manifest = known.name, known.manifest
-    try:
+    with ExitStack() as ends:
+        if settings.milvus_is_lite:
+            holder = holder_of(settings.data_dir)
+            try:
+                ends.callback(FolderLock.take(settings.data_dir, "yeoul doctor").release)
+            except FolderInUse:
+                return f"{known.name} at {settings.milvus_uri}, held by {holder or 'another process'}"
         collection = Collection.open(
-            uri=settings.milvus_uri, token=settings.milvus.token, name=name, dim=manifest.dim, create=False
+            uri=settings.milvus_uri, token=settings.milvus.token, name=known.name, dim=known.manifest.dim, create=False
         )
-    except FolderInUse:
-        return f"{name} at {settings.milvus_uri}, held by {holder or 'another process'}"
-    try:
+        ends.callback(collection.close)
         lexical = "BM25 of the store" if collection.supports_lexical else "resident (the store has no sparse vectors)"
         return (
-            f"{name} at {settings.milvus_uri}, {collection.ping()}: {collection.count():,} rows; engine "
-            f"{settings.engine}; candidates of the lexical leg while loading: {lexical}; alpha {manifest.alpha}"
+            f"{known.name} at {settings.milvus_uri}, {collection.ping()}: {collection.count():,} rows; engine "
+            f"{settings.engine}; candidates of the lexical leg while loading: {lexical}; alpha {known.manifest.alpha}"
         )
-    finally:
-        collection.close()
 
 
 def _store_without_collection(settings: Settings) -> str:

@@ -95,12 +95,8 @@ def served(indexed: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A copy of `indexed` that `yeoul serve` holds; its commands need no Kiwi of their own, so they are quick."""
     shell = Shell(tmp_path_factory.mktemp("served"), indexed.environment)
     shutil.copytree(indexed.folder / ".yeoul", shell.folder / ".yeoul")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serving = shell.start("serve", "--port", str(port))
+    serving = _serving(shell)
     try:
-        _wait_until_ready(f"http://127.0.0.1:{port}/readyz", serving)
         yield shell
     finally:
         serving.terminate()
@@ -401,6 +397,31 @@ def test_with_a_server_running_the_other_commands_go_through_it(served: Shell) -
     found = served.run("search", "예금자 보호", "--json", http_proxy=_NOBODY).done().json
     assert found["items"][0]["article_id"] == "new"
     assert found["seq"] >= 5  # the canary is counted too
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_end_leaves_everything_written(own: Shell, number: int) -> None:
+    snapshot = own.folder / ".yeoul" / "resident.safetensors"
+    snapshot.unlink()
+    serving = _serving(own)
+    file = written(own.folder / "new.jsonl", {"id": "new", "title": "예금", "body": "예금자 보호 한도"})
+    assert own.run("index", str(file)).code == 0
+    serving.send_signal(number)
+    ended = finished(serving)
+    assert "Traceback" not in ended.err
+    assert snapshot.stat().st_size
+    assert [file for wal in own.folder.rglob("wal") for file in wal.iterdir()] == []  # of Milvus Lite
+    assert counts(own)[0]["indexed"] == len(_ROWS) + 1
+
+
+def _serving(shell: Shell) -> subprocess.Popen[bytes]:
+    """A server in this folder, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serving = shell.start("serve", "--port", str(port))
+    _wait_until_ready(f"http://127.0.0.1:{port}/readyz", serving)
+    return serving
 
 
 def _wait_until_ready(url: str, serving: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pymilvus import MilvusClient
 
 from pipeline.documents import Passage
 from pipeline.errors import (
@@ -123,6 +124,22 @@ def passage(article_id: str, revision: int = 1, ordinal: int = 0, **fields: obje
 def vectors_for(count: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
     drawn = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=np.float32)
+
+
+def test_one_that_was_left_without_its_indexes_gets_them(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it was killed in between."""
+    name = f"t{uuid4().hex}"
+    with monkeypatch.context() as patch:
+        patch.setattr(MilvusClient, "create_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened(name)
+    collection = opened(name)
+    collection.upsert([passage("두루미")], vectors_for(1))
+    assert collection.search_dense(vectors_for(1)[0], 1)[0] == [passage("두루미").id]
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_was_put_is_got_in_the_order_asked(collection: Collection) -> None:

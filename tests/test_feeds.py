@@ -568,13 +568,26 @@ def test_a_place_of_ours_is_read_whatever_its_robots_txt_says(reader: _Reader) -
     assert reader.site.asked("/robots.txt") == 0
 
 
+def test_a_page_that_leads_where_robots_may_not_go_is_not_used(reader: _Reader) -> None:
+    reader.options = {"full_text": True}
+    reader.site.pages |= {
+        "/1": page("", 302, Location="/members/1"),
+        "/members/1": page(_PAGE, Content_Type="text/html"),
+        "/robots.txt": page("User-agent: *\nDisallow: /members/"),
+        "/feed": page(_rss(_item("금리", reader.site.url("/1")))),
+    }
+    (problem,) = _problems(reader.run())
+    assert "ignore_robots = true" in problem
+    assert [article.body for article in reader.articles.values()] == [_BODY]
+
+
 @pytest.mark.parametrize(("status", "reads"), [(404, 1), (403, 1), (429, 0), (503, 0)])
 def test_where_robots_txt_cannot_be_had_it_depends_on_why(reader: _Reader, status: int, reads: int) -> None:
     """RFC 9309, 2.3.1: one that is not there allows everything, one that cannot be reached nothing."""
     reader.options = {"full_text": True}
     reader.site.pages |= {"/1": page(_PAGE, Content_Type="text/html"), "/robots.txt": page("", status)}
-    reader.read(_rss(_item("금리", reader.site.url("/1"))))
-    assert reader.site.asked("/1") == reads
+    reader.read(_rss(*(_item(f"금리 {n}", reader.site.url(f"/{n}")) for n in (1, 2))))
+    assert (reader.site.asked("/1"), reader.site.asked("/robots.txt")) == (reads, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from tests.faults import until
 from tests.test_collection import DIM, passage, vectors_for
 
 _PATIENCE = 30.0  # seconds
+_USERS, _KILLS = 3, 3
 _HOLDER = """
 import sys, time
 from pathlib import Path
@@ -73,29 +77,55 @@ def test_it_ends_with_the_block_and_leaves_everything_to_the_next_user(folder: P
         collection.upsert([passage("느시")], vectors_for(1))
         collection.close()
     assert not alive(pid)
+    assert [file for wal in folder.rglob("wal") for file in wal.iterdir()] == []  # all of it is in its place
     assert stored(folder) == [passage("두루미"), passage("느시")]
 
 
-def test_killed_it_is_started_again_and_its_users_go_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_killed_again_and_again_it_is_started_anew_and_keeps_what_it_took(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Users who ask at once for a collection that is only being opened must not open it twice: rows would be lost."""
+    kept: list[Passage] = []
     with lite.apart(folder) as process:
-        collection = opened(folder)
-        collection.upsert([passage("두루미")], vectors_for(1))
-        pid = process.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        opened(folder).close()
+        stop = threading.Event()
+        users = [threading.Thread(target=_write, args=(folder, n, kept, stop)) for n in range(_USERS)]
+        for user in users:
+            user.start()
+        for _ in range(_KILLS):
+            before, pid = len(kept), process.pid
+            until(lambda: len(kept) >= before + 5 * _USERS, _PATIENCE, "nobody gets on")  # noqa: B023
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: process.pid != pid, _PATIENCE, "it is not started again")  # noqa: B023
+        before = len(kept)
+        until(lambda: len(kept) >= before + 5 * _USERS, _PATIENCE, "nobody gets on")
+        stop.set()
+        for user in users:
+            user.join()
+    collection = opened(folder)
+    assert collection.get([one.id for one in kept]) == kept
+    collection.close()
+    said = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
+    assert said == {"Milvus Lite ended (exit status -9): it is started again"}
 
-        def answers() -> bool:
-            try:
-                return process.pid != pid and collection.count() == 1
-            except StoreUnavailable:
-                return False
 
-        until(answers, _PATIENCE, "it is not started again")
-        collection.upsert([passage("느시")], vectors_for(1))
-        assert collection.get([passage("두루미").id, passage("느시").id]) == [passage("두루미"), passage("느시")]
-        collection.close()
-    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert said == ["Milvus Lite ended (exit status -9): it is started again"]
+def _write(folder: Path, user: int, kept: list[Passage], stop: threading.Event) -> None:
+    """Writes one row after the other through a client of its own, and notes those that were taken."""
+    collection = opened(folder)
+    for n in count():
+        if stop.is_set():
+            break
+        one = passage(f"{user}-{n}")
+        try:
+            collection.upsert([one], vectors_for(1))
+            assert collection.get([one.id]) == [one]
+        except StoreUnavailable as error:
+            assert error.hint  # noqa: PT017 - it is a thread's
+            time.sleep(0.01)
+        else:
+            kept.append(one)
+    collection.close()
 
 
 def test_it_dies_with_the_process_that_started_it(folder: Path) -> None:

@@ -229,7 +229,7 @@ class Figures:
             ("search beside it", *self.search),
         ]
         where = (
-            "one process with Milvus Lite" if self.servers == 1 else f"{self.servers} API processes and the indexers"
+            "yeoul serve with Milvus Lite" if self.servers == 1 else f"{self.servers} API processes and the indexers"
         )
         lines = [
             f"| {where}, {self.passages:,} passages, {self.pushes:,} pushes, {self.searches:,} searches | p50 | p99 |",

@@ -83,9 +83,9 @@ def operated(command: str, arguments: dict[str, Any], *, as_built: bool = False,
             reply = _asked(settings, command, arguments, ask, deadline)
             if reply is None and time.monotonic() > deadline:
                 raise
-        except StoreUnavailable as error:  # a rebuild of hours outlives the restart of a store
+        except YeoulError as error:
             left -= 1
-            if not left:
+            if error.code != StoreUnavailable.code or not left:  # a rebuild of hours outlives the restart of a store
                 raise
             tell(f"{error}. It goes on in {_STORE_SECONDS:g} s")
             time.sleep(_STORE_SECONDS)

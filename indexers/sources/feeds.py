@@ -239,12 +239,9 @@ class _Pages:
         return None
 
     def _main_text(self, link: str) -> str:
-        checked_address(link)
-        if self._robots is not None and not self._robots.allow(link):
-            raise UnreadableSource(
-                f"robots.txt keeps robots from {link}", "ask its owner; where that is you: ignore_robots = true"
-            )
+        self._check_robots(str(checked_address(link)))
         fetched = self._fetcher.get(link)
+        self._check_robots(fetched.url)  # it may have led elsewhere
         kind = fetched.content_type.partition(";")[0].strip().lower()
         if kind not in _HTML_TYPES:
             raise UnreadableSource(f"{link} is {shown(kind)} and no page", "nothing to do: the summary is used")
@@ -256,6 +253,13 @@ class _Pages:
         if not body:
             raise UnreadableSource(f"{link} has no main text", "nothing to do: the summary is used")
         return body
+
+    def _check_robots(self, url: str) -> None:
+        if self._robots is not None and not self._robots.allow(url):
+            raise UnreadableSource(
+                f"robots.txt keeps robots from {url} (where the place is yours: ignore_robots = true)",
+                "nothing to do: the summary is used",
+            )
 
 
 def _tried(article_id: str, digest: str, memory: _Memory) -> str:

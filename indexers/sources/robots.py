@@ -13,11 +13,11 @@ _TOO_MANY = 429
 
 
 class Robots:
-    """The rules of every place that was asked for."""
+    """The rules of every place that was asked for, and of those that did not say."""
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
-        self._rules: dict[str, Protego] = {}
+        self._rules: dict[str, Protego | SourceUnavailable] = {}
 
     def allow(self, url: str) -> bool:
         """Whether the page at `url`, which is http or https, may be read. A place without robots.txt (4xx) allows everything.
@@ -27,13 +27,17 @@ class Robots:
         parts = urlsplit(url)
         place = f"{parts.scheme}://{parts.netloc}"
         if place not in self._rules:
-            self._rules[place] = Protego.parse(self._text(f"{place}/robots.txt"))
-        return bool(self._rules[place].can_fetch(url, USER_AGENT))
+            self._rules[place] = self._asked(f"{place}/robots.txt")
+        rules = self._rules[place]
+        if isinstance(rules, SourceUnavailable):
+            raise rules
+        return bool(rules.can_fetch(url, USER_AGENT))
 
-    def _text(self, url: str) -> str:
+    def _asked(self, url: str) -> Protego | SourceUnavailable:
         try:
-            return self._fetcher.get(url).content.decode("utf-8-sig", errors="replace")
+            text = self._fetcher.get(url).content.decode("utf-8-sig", errors="replace")
         except SourceUnavailable as error:
-            if error.status is not None and 400 <= error.status < 500 and error.status != _TOO_MANY:
-                return ""
-            raise
+            if error.status is None or not 400 <= error.status < 500 or error.status == _TOO_MANY:
+                return error
+            text = ""
+        return Protego.parse(text)

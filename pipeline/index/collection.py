@@ -29,7 +29,7 @@ from pipeline.errors import InvalidInput, InvalidSetting, NotReady, StoreUnavail
 from pipeline.index import lite, rows, schema
 from pipeline.index.expressions import any_of, encoded, filter_expression
 from pipeline.index.filters import Filter
-from pipeline.index.lite_process import UNUSABLE
+from pipeline.index.lite_process import NOISY
 from pipeline.index.rows import ARTICLE_ID, DENSE, ID, LEXICAL, PASSAGE_FIELDS, Row
 from pipeline.index.schema import BUILD_SECONDS, READ_SECONDS, IndexKind
 
@@ -41,7 +41,7 @@ _DELETE_IDS = 1_000  # ids in one expression; more are no faster
 _READ_ROWS = 250  # rows of a read: with every field at its largest (225 kB a row) they still fit into one message
 _PAGE_IDS = 16_384  # the most rows a server returns for one query or search
 _HNSW_EF = 128  # candidates HNSW keeps while searching, at least; it must be >= k
-_SERVER_URI = re.compile(r"(https?|tcp)://\S+|unix:\S+")
+_SERVER_URI = re.compile(r"(https?|tcp)://\S+|unix:.+")
 
 
 class Collection:
@@ -87,7 +87,7 @@ class Collection:
         return cls(client, name=name, uri=uri, dim=dim, index=index, supports_lexical=lexical)
 
     def close(self) -> None:
-        """Ends the connection; for Milvus Lite writes everything to disk and frees the folder. May be called twice."""
+        """Ends the connection; Milvus Lite inside this process writes everything to disk and frees the folder. May be called twice."""
         if self._open:
             self._open = False
             _disconnect(self._client, self._uri)
@@ -320,7 +320,7 @@ def _loaded(client: MilvusClient, name: str, dim: int, index: IndexKind, *, crea
         if not create:
             raise NotReady(f"there is no collection {name!r}", "index something first")
         return index, schema.create(client, name, dim, index)
-    found = schema.check(client, name, dim)
+    found = schema.check(client, name, dim, index)
     client.load_collection(name, timeout=BUILD_SECONDS)
     return found
 
@@ -351,8 +351,7 @@ def _disconnect(client: MilvusClient, uri: str) -> None:
 
 
 def _quieten() -> None:
-    """Every failed call is raised here with its cause; the libraries would also print it, with a traceback."""
-    for name in ("pymilvus", "milvus_lite.adapter", "milvus_lite.server_manager", "grpc._server"):
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -363,5 +362,7 @@ def _answering(uri: str) -> Iterator[None]:
         yield
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
         why = " ".join(str(getattr(error, "message", "") or error or type(error).__name__).split())
-        cure = UNUSABLE if lite.folder_of(uri) else "start the Milvus server, or correct milvus.uri and milvus.token"
+        if lite.folder_of(uri) is not None:
+            raise lite.unavailable(uri, why) from error
+        cure = "start the Milvus server, or correct milvus.uri and milvus.token"
         raise StoreUnavailable("collection", uri, why, cure) from error

@@ -1,7 +1,8 @@
 """The folder of Milvus Lite: who holds it, and how many users it has in this process. Knows nothing about collections.
 
-Milvus Lite runs as threads inside the first process that opens a folder; a second process is refused with nothing but
-"Open local milvus failed". Here the holder is named, and the folder is given back when its last user here closes.
+Milvus Lite runs as threads inside the first process that opens a folder, or, `apart`, in a process of its own that this one
+starts; a second process is refused with nothing but "Open local milvus failed". Here the holder is named, and the folder is
+given back when its last user here closes, or at the end of `apart`.
 """
 
 from __future__ import annotations
@@ -42,15 +43,26 @@ def apart(folder: Path) -> Iterator[LiteProcess]:
     try:
         yield process
     finally:
-        del _apart[folder]
         process.stop()
+        del _apart[folder]
 
 
 def address_of(uri: str) -> str:
     """Where to connect for `uri`: to the process of its own where there is one. Raises StoreUnavailable where that does not
     answer."""
-    process = _apart.get(Path(uri).absolute()) if uri.endswith(".db") else None
+    process = _process_of(uri)
     return process.address() if process is not None else uri
+
+
+def unavailable(uri: str, why: str) -> StoreUnavailable:
+    """The error of a call to the store at `uri`, which is Milvus Lite's."""
+    process = _process_of(uri)
+    return process.away(why) if process is not None else StoreUnavailable("collection", uri, why, UNUSABLE)
+
+
+def _process_of(uri: str) -> LiteProcess | None:
+    folder = folder_of(uri)
+    return _apart.get(folder) if folder is not None else None
 
 
 def take(folder: Path) -> None:
@@ -69,7 +81,8 @@ def take(folder: Path) -> None:
 
 
 def give_back(folder: Path) -> None:
-    """Counts one user less; after the last one everything is written to disk and other processes can open `folder`."""
+    """Counts one user less; after the last one everything is written to disk and other processes can open `folder`, unless it
+    is `apart`."""
     with _counting:
         _users[folder] -= 1
         if not _users[folder]:
@@ -81,7 +94,9 @@ def give_back(folder: Path) -> None:
 
 
 def refuse_where_held(folder: Path) -> None:
-    """Raises FolderInUse where a process holds the lock of `folder`; one that is just ending is waited for."""
+    """Raises FolderInUse where a process that is not ours holds the lock of `folder`; one that is just ending is waited for."""
+    if folder in _apart:
+        return
     try:
         descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):

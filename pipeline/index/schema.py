@@ -38,8 +38,6 @@ def create(client: MilvusClient, name: str, dim: int, index: IndexKind) -> bool:
         "tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=rows.TAG_COUNT, max_length=rows.TAG_BYTES
     )
     schema.add_field(DENSE, DataType.FLOAT_VECTOR, dim=dim)
-    indexes = client.prepare_index_params()
-    indexes.add_index(DENSE, metric_type="IP", **_INDEXES[index])
     if lexical:
         schema.add_field(LEXICAL, DataType.SPARSE_FLOAT_VECTOR)
         schema.add_function(
@@ -47,16 +45,15 @@ def create(client: MilvusClient, name: str, dim: int, index: IndexKind) -> bool:
                 name="bm25", function_type=FunctionType.BM25, input_field_names=[TERMS], output_field_names=[LEXICAL]
             )
         )
-        indexes.add_index(LEXICAL, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
     client.create_collection(name, schema=schema, consistency_level="Bounded", timeout=BUILD_SECONDS)
-    # By default pymilvus sleeps half a second an index before it looks; there is nothing to build yet, and loading waits.
-    client.create_index(name, indexes, timeout=BUILD_SECONDS, sync=False)
+    _make_indexes(client, name, index, lexical=lexical)
     client.load_collection(name, timeout=BUILD_SECONDS)
     return lexical
 
 
-def check(client: MilvusClient, name: str, dim: int) -> tuple[IndexKind, bool]:
-    """How the dense field of an existing collection is indexed, and whether it has the lexical field.
+def check(client: MilvusClient, name: str, dim: int, index: IndexKind) -> tuple[IndexKind, bool]:
+    """How the dense field of an existing collection is indexed (with `index` where whoever made the collection ended before it
+    was), and whether it has the lexical field.
 
     Raises ManifestMismatch where its fields or its dimension are not those of `create`.
     """
@@ -67,8 +64,21 @@ def check(client: MilvusClient, name: str, dim: int) -> tuple[IndexKind, bool]:
         raise ManifestMismatch({f"fields of {name}": (sorted(fields), sorted(expected))})
     if int(fields[DENSE]["dim"]) != dim:
         raise ManifestMismatch({f"dimension of {name}": (int(fields[DENSE]["dim"]), dim)})
+    lexical = LEXICAL in fields
+    if not all(client.list_indexes(name, field_name=field) for field in (DENSE, *([LEXICAL] if lexical else []))):
+        _make_indexes(client, name, index, lexical=lexical)
     kind = client.describe_index(name, DENSE, timeout=READ_SECONDS)["index_type"]
-    return ("hnsw" if kind == "HNSW" else "flat"), LEXICAL in fields
+    return ("hnsw" if kind == "HNSW" else "flat"), lexical
+
+
+def _make_indexes(client: MilvusClient, name: str, index: IndexKind, *, lexical: bool) -> None:
+    """Those that are there already stay."""
+    indexes = client.prepare_index_params()
+    indexes.add_index(DENSE, metric_type="IP", **_INDEXES[index])
+    if lexical:
+        indexes.add_index(LEXICAL, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
+    # By default pymilvus sleeps half a second an index before it looks; there is nothing to build yet, and loading waits.
+    client.create_index(name, indexes, timeout=BUILD_SECONDS, sync=False)
 
 
 def _has_bm25(version: str) -> bool:
