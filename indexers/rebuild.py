@@ -294,7 +294,8 @@ class Rebuild:
     @contextmanager
     def _resting(self, times: float) -> Iterator[None]:
         """Rests after the work of the block, so many times as long, where this process answers and searches come: they share
-        the interpreter with it. One that does not answer is nice instead."""
+        the interpreter with it. One that does not answer takes only what others leave of the
+        processor (`pipeline/priority.py`)."""
         begun = time.monotonic()
         yield
         if self._serves and self._assembly.busy:

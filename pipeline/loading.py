@@ -25,12 +25,12 @@ from pipeline.index.collection import Collection
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.resident import ResidentEngine
 from pipeline.index.snapshot import Place
+from pipeline.priority import step_back
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 
 log = logging.getLogger(__name__)
 
-_NICEST = 19
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 _REFUSED = 1  # exit status: the reason was told
@@ -96,23 +96,10 @@ def load(order: Order) -> None:
         database.close()
 
 
-def _step_back() -> None:
-    """Takes the processor only where nobody else wants it. A nice process is less than that: searches that wake up queue
-    behind each other while it runs. Who reads alone may starve, as nobody waits for what it holds."""
-    if sys.platform == "linux":
-        try:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        except OSError as error:  # a container may forbid it
-            log.warning("no idle scheduling (%s): nice instead", error)
-        else:
-            return
-    os.nice(_NICEST)
-
-
 def _main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who waits for this, and ends it
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    _step_back()
+    step_back()
     told = orjson.loads(sys.stdin.buffer.read())
     order = Order(**told | {"lexical": LexicalParameters(**told["lexical"]), "path": Path(told["path"])})
     try:
