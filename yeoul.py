@@ -44,6 +44,7 @@ for group, name in ((sources.articles_app, "articles"), (sources.sources_app, "s
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
 _FOLDER_SECONDS = 30.0  # a server waits so long for another command to end
+_KEEP_ALIVE_SECONDS = 75  # longer than clients and balancers keep an idle connection: one that is used is never closed
 _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 # The exponent of the processor cycles for which a thread of OpenBLAS spins after its work. By default 2^26: at 20 searches a
 # second that is a whole core doing nothing.
@@ -117,6 +118,7 @@ def serve(
             loop="uvloop",
             http="httptools",
             log_level="warning",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             proxy_headers=False,  # who may write without a key is decided by the real peer
         )
     finally:

@@ -32,7 +32,11 @@ _REST, _REPLAY_REST = 4.0, 1.0
 _LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
-_BEHIND = 50  # changes; with fewer to write the worker is held up
+_BEHIND = 50  # changes; with fewer to write processes may load
+_PASSES, _FEW = (
+    10,
+    5,
+)  # through what has changed, each shorter than the one before, until so few are left for the worker's wait
 _LOOK_SECONDS = 0.2
 _REPLAY_SECONDS = 2.0  # between two looks at what changed, while processes load: many changes at a time cost less
 _SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
@@ -271,7 +275,9 @@ class Rebuild:
 
     def _switch(self, target: Connected) -> None:
         """Holds the worker up, writes the last changes, and puts the collection in use."""
-        self._replay(target)
+        for _ in range(_PASSES):
+            if self._replay(target) <= _FEW:
+                break
         lease = leases.acquire(self._database, LEASE, self._holder, _HOLD_SECONDS, alone=True)
         assert lease is not None  # it is taken over from whoever has it
         try:

@@ -157,7 +157,7 @@ class Connected:
             path=path,
         )
         try:
-            if load_apart(order, ended) and not self._resume(path):
+            if load_apart(order, ended) and not self._resume(path, rest):
                 raise NotReady(f"the snapshot of {self.name} does not fit any more", "it is loaded again")
         finally:
             path.unlink(missing_ok=True)
@@ -195,7 +195,7 @@ class Connected:
     def close(self) -> None:
         self.collection.close()
 
-    def _resume(self, path: Path) -> bool:
+    def _resume(self, path: Path, rest: Callable[[int], None] | None = None) -> bool:
         if not isinstance(self._engine, ResidentEngine):
             return False
         place = snapshot.restore(self._engine, path, self._fits)
@@ -203,7 +203,7 @@ class Connected:
             return False
         if path == self._snapshot:
             self._saved_position = place.position
-        self.follower.resume(place.position, place.seq)
+        self.follower.resume(place.position, place.seq, rest)
         return True
 
     def _fits(self, place: Place) -> bool:

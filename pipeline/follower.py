@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_BATCH = 2000  # rows; about 4 MB of vectors and text
 _LOG_BATCH = 200
+_FEW_ENTRIES = 20  # where there is a rest after some
 _FETCHED_TOGETHER = 200  # passages of several articles in one read of the collection
 _PUT_TOGETHER = 100  # passages; no search should wait for more of them
 _REMEMBERED = 10_000  # changes; who asks for one asks within seconds
@@ -91,24 +92,26 @@ class Follower:
         self.catch_up()
         self.loaded = True
 
-    def resume(self, position: int, seq: int) -> int:
-        """Goes on from an engine that already holds what was visible at `position`; gives the entries applied since."""
+    def resume(self, position: int, seq: int, on_progress: Callable[[int], None] | None = None) -> int:
+        """Goes on from an engine that already holds what was visible at `position`; gives the entries applied since.
+        `on_progress` is told of a few of them at a time."""
         with self._lock:
             self._position, self.seq, self._filled = position, seq, True
-        applied = self.catch_up()
+        applied = self.catch_up(on_progress)
         self.loaded = True
         return applied
 
-    def catch_up(self) -> int:
-        """Applies the log from where this engine stands to its end; gives the number of entries applied.
+    def catch_up(self, on_progress: Callable[[int], None] | None = None) -> int:
+        """Applies the log from where this engine stands to its end; gives the number of entries applied. `on_progress` is told
+        of a few of them at a time.
 
         Where the log does not reach back so far any more, what differs from the registry is read anew instead.
         """
-        applied = 0
+        applied, batch = 0, _LOG_BATCH if on_progress is None else _FEW_ENTRIES
         while True:
             with self._lock:
                 try:
-                    new = self._news()
+                    new = self._news(batch)
                 except LogPruned as error:
                     log.warning("%s", error)
                     applied += self._compare()
@@ -119,10 +122,12 @@ class Follower:
                     self._position = new.entries[-1].position
                     applied += len(new.entries)
                 # What was replaced while this looked stands further on in the log: `seq` is not reached before that.
-                if len(new.entries) < _LOG_BATCH and not replaced:
+                if len(new.entries) < batch and not replaced:
                     if not new.behind:
                         self.seq = max(self.seq, new.seq)
                     return applied
+            if on_progress is not None:
+                on_progress(len(new.entries))
 
     def tell(self, revisions: Revisions, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """What this process committed itself, so that `catch_up` need not read it back from the collection."""
@@ -176,11 +181,11 @@ class Follower:
         visible.pop(CANARY, None)
         return (position, seq, visible) if bound is None or bound >= position else (bound, self.seq, visible)
 
-    def _news(self) -> News:
+    def _news(self, batch: int) -> News:
         return news.since(
             self._store.database,
             self._position,
-            _LOG_BATCH,
+            batch,
             collection=self._collection.name,
             with_rows=self._with_rows,
         )

@@ -54,6 +54,7 @@ def load_apart(order: Order, ended: threading.Event) -> bool:
     """Has a process write the snapshot of `order`; False where it was `ended` before. Raises NotReady where it failed."""
     process = started(__name__, stdin=subprocess.PIPE)
     try:
+        step_back(process.pid)  # by itself it could only after its imports, seconds of work
         assert process.stdin is not None
         with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
             told.write(orjson.dumps(asdict(order), default=str))
@@ -99,7 +100,6 @@ def load(order: Order) -> None:
 def _main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who waits for this, and ends it
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    step_back()
     told = orjson.loads(sys.stdin.buffer.read())
     order = Order(**told | {"lexical": LexicalParameters(**told["lexical"]), "path": Path(told["path"])})
     try:

@@ -36,15 +36,23 @@ def ordered(stage: Stage, folder: Path, *, name: str = "") -> Order:
     )
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where nothing else is."""
+    made = tmp_path / "snapshots"
+    made.mkdir()
+    return made
+
+
 def published(stage: Stage) -> None:
     stage.publish(*(Article(id=f"글{n}", title=f"제목 {n}", body="강을 건넌다. 비가 온다.") for n in range(12)))
     stage.publish(Article(id="글3", title="고친 제목", body="눈이 온다."))
     stage.delete("글5")
 
 
-def test_it_leaves_the_engine_that_loading_here_would_have_made(stage: Stage, tmp_path: Path) -> None:
+def test_it_leaves_the_engine_that_loading_here_would_have_made(stage: Stage, folder: Path) -> None:
     published(stage)
-    order = ordered(stage, tmp_path)
+    order = ordered(stage, folder)
     assert load_apart(order, threading.Event())
     restored, loaded = ResidentEngine(DIM, _LEXICAL), ResidentEngine(DIM, _LEXICAL)
     follower = Follower(stage.store, stage.collection, loaded)
@@ -55,31 +63,31 @@ def test_it_leaves_the_engine_that_loading_here_would_have_made(stage: Stage, tm
     assert restored.revisions() == loaded.revisions() == stage.store.visible()[2]
     ids = sorted(i for i, _, _ in stage.collection.iterate_ids())
     assert restored.passages(ids) == loaded.passages(ids)
-    assert list(tmp_path.iterdir()) == [order.path]
+    assert list(folder.iterdir()) == [order.path]
 
 
 def test_where_it_fails_its_log_says_why_and_nothing_is_left(
-    stage: Stage, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    stage: Stage, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(NotReady, match="the process that loads nowhere ended with 1"):
-        load_apart(ordered(stage, tmp_path, name="nowhere"), threading.Event())
+        load_apart(ordered(stage, folder, name="nowhere"), threading.Event())
     assert "nowhere cannot be loaded: there is no collection 'nowhere'" in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
-def test_it_ends_when_nobody_waits_for_it(stage: Stage, tmp_path: Path) -> None:
+def test_it_ends_when_nobody_waits_for_it(stage: Stage, folder: Path) -> None:
     ended = threading.Event()
     ended.set()
-    assert not load_apart(ordered(stage, tmp_path), ended)
-    assert list(tmp_path.iterdir()) == []
+    assert not load_apart(ordered(stage, folder), ended)
+    assert list(folder.iterdir()) == []
 
 
 def test_it_leaves_off_where_the_process_that_asked_was_killed(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published(stage)
     parents = count(1000)
     monkeypatch.setattr(os, "getppid", lambda: next(parents))  # the kernel gives an orphan another one
     with pytest.raises(NotReady, match="nobody waits"):
-        load(ordered(stage, tmp_path))
-    assert list(tmp_path.iterdir()) == []
+        load(ordered(stage, folder))
+    assert list(folder.iterdir()) == []
