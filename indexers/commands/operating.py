@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
 _ATTEMPTS, _STORE_SECONDS = 5, 5.0  # of a rebuild or a rollback while a store is away, and between two
-_NICENESS = 10  # of the start of a rebuild that is a process of its own
+_NICENESS = 10  # of a rebuild that is a process of its own: those that answer on the same machine go first
 _FOLDER_SECONDS = 15.0  # a command waits so long for another command to end or for a server to come up
 
 
@@ -113,7 +113,6 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
     from indexers.operations import OPERATIONS
     from pipeline.assembly import Assembly
     from pipeline.control import Call
-    from pipeline.priority import step_back
 
     answers: list[Any] = []
 
@@ -130,8 +129,6 @@ def _here(settings: Settings, command: str, arguments: dict[str, Any], *, as_bui
         # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.
         remake = command == "verify" and arguments["repair"]
         assembly.connect(remake=remake, replaced=command == "rebuild").load()
-        if as_built:
-            step_back()  # those that answer on the same machine go first
         code = OPERATIONS[command](assembly, arguments, Call(said))
         return code, answers[-1] if answers else None
     finally:
