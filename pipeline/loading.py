@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from pipeline.children import started, stopped
+from pipeline.children import started, step_back, stopped
 from pipeline.errors import NotReady, YeoulError
 from pipeline.follower import Follower
 from pipeline.index import snapshot
@@ -25,7 +25,6 @@ from pipeline.index.collection import Collection
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.resident import ResidentEngine
 from pipeline.index.snapshot import Place
-from pipeline.priority import step_back
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 
@@ -54,7 +53,7 @@ def load_apart(order: Order, ended: threading.Event) -> bool:
     """Has a process write the snapshot of `order`; False where it was `ended` before. Raises NotReady where it failed."""
     process = started(__name__, stdin=subprocess.PIPE)
     try:
-        step_back(process.pid)  # by itself it could only after its imports, seconds of work
+        step_back(process)  # by itself it could only after its imports, seconds of work
         assert process.stdin is not None
         with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
             told.write(orjson.dumps(asdict(order), default=str))
