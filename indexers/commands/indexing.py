@@ -51,7 +51,8 @@ def index(
             with bar("reading", "articles") as advance:
                 report = submit(store, paths, on_problem=tell, on_progress=read)
             analyser = starting[0].result if starting else None
-            totals = _drained(settings, store, report.last_seq, analyser) if store.queue_length() else None
+            to_do = report.accepted or store.queue_length()  # a server may have been quicker, and is named then
+            totals = _drained(settings, store, report.last_seq, analyser) if to_do else None
         failed = store.failures(report.first_seq, report.last_seq) if report.first_seq else {}
         for article_id, error in failed.items():
             tell(f"{article_id}: {error}")
