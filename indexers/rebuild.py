@@ -33,10 +33,8 @@ _LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
 _BEHIND = 50  # changes; with fewer to write processes may load
-_PASSES, _FEW = (
-    10,
-    5,
-)  # through what has changed, each shorter than the one before, until so few are left for the worker's wait
+# Through what has changed, each pass shorter than the one before, until so few changes are left for the worker's wait.
+_PASSES, _FEW = 10, 5
 _LOOK_SECONDS = 0.2
 _REPLAY_SECONDS = 2.0  # between two looks at what changed, while processes load: many changes at a time cost less
 _SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
