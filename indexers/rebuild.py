@@ -28,7 +28,7 @@ from pipeline.storage.rows import LogEntry
 _TOGETHER = 4  # articles: some 40 ms, so that searches beside it get their turn of Kiwi and of the processor
 _SEALED_TOGETHER = 160  # articles: what Milvus Lite holds in memory is slow to read
 # Times the work before it, while searches come. What changes must be written faster than it comes.
-_REST, _REST_BESIDE, _REPLAY_REST = 4.0, 2.0, 1.0
+_REST, _REST_BESIDE, _REPLAY_REST = 4.0, 1.0, 1.0
 _LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from tests.api_server import ApiServer
 
@@ -43,7 +43,13 @@ def page(request: pytest.FixtureRequest, browser: Browser, api_server: ApiServer
 def _ask(page: Page, question: str) -> None:
     page.goto("/")
     page.get_by_role("searchbox", name="찾을 말").fill(question)
-    page.get_by_role("button", name="찾기").click()
+    _follow(page, page.get_by_role("button", name="찾기"))
+
+
+def _follow(page: Page, link: Locator) -> None:
+    """Click, and wait until the next page is there whole: a count taken before is one of half a page."""
+    with page.expect_navigation():
+        link.click()
 
 
 def test_a_question_shows_its_answer_with_the_matches_marked(page: Page) -> None:
@@ -107,8 +113,7 @@ def test_the_next_page_goes_on_where_the_first_ended(page: Page) -> None:
     page.goto("/?q=적금 금리&category=적금")
     seen = page.get_by_role("heading", level=2).all_inner_texts()
     while page.get_by_role("link", name="다음 결과").count():
-        page.get_by_role("link", name="다음 결과").click()
-        page.wait_for_load_state()
+        _follow(page, page.get_by_role("link", name="다음 결과"))
         expect(page.get_by_role("link", name="처음으로")).to_be_visible()
         seen += page.get_by_role("heading", level=2).all_inner_texts()
     assert len(seen) == len(set(seen)) == 25
@@ -116,9 +121,9 @@ def test_the_next_page_goes_on_where_the_first_ended(page: Page) -> None:
 
 def test_a_category_narrows_and_can_be_left(page: Page) -> None:
     page.goto("/?q=적금 지급정지")
-    page.get_by_role("link", name="안전").first.click()
+    _follow(page, page.get_by_role("link", name="안전").first)
     expect(page.get_by_role("article")).to_have_count(1)
-    page.get_by_role("link", name="모든 분류에서 찾기").click()
+    _follow(page, page.get_by_role("link", name="모든 분류에서 찾기"))
     assert page.get_by_role("article").count() > 1
 
 
