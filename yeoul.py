@@ -45,6 +45,7 @@ for group, name in ((sources.articles_app, "articles"), (sources.sources_app, "s
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
 _FOLDER_SECONDS = 30.0  # a server waits so long for another command to end
 _KEEP_ALIVE_SECONDS = 75  # longer than clients and balancers keep an idle connection: one that is used is never closed
+_INDEXERS_NICENESS = 5  # searches on the same machine go first: where it is full, a change waits rather than a person
 _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 # The exponent of the processor cycles for which a thread of OpenBLAS spins after its work. By default 2^26: at 20 searches a
 # second that is a whole core doing nothing.
@@ -205,6 +206,7 @@ app.add_typer(indexers_app, name="indexers")
 @indexers_app.command("run")
 def indexers_run() -> None:
     """Drain the inbox and run the sources, until SIGTERM or Ctrl-C; for a Milvus server."""
+    os.nice(_INDEXERS_NICENESS)
     from indexers.service import IndexerService
     from pipeline.assembly import Assembly
 

@@ -28,7 +28,7 @@ from pipeline.storage.rows import LogEntry
 _TOGETHER = 4  # articles: some 40 ms, so that searches beside it get their turn of Kiwi and of the processor
 _SEALED_TOGETHER = 160  # articles: what Milvus Lite holds in memory is slow to read
 # Times the work before it, while searches come. What changes must be written faster than it comes.
-_REST, _REST_BESIDE, _REPLAY_REST = 4.0, 1.0, 1.0
+_REST, _REPLAY_REST = 4.0, 1.0
 _LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
 _HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
@@ -148,14 +148,15 @@ class Rebuild:
         total = len(self._store.visible()[2]) if last is not None else 0
         while last is not None and (some := self._store.shown(after=last, limit=_TOGETHER)):
             self._check_stop()
-            with self._resting(_REST, beside=_REST_BESIDE):
+            with self._resting(_REST):
                 counts, fresh = self._put(target, some)
                 last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
                 manifests.advance(self._database, target.name, counts, last_article=last)
             if done % _SEALED_TOGETHER < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
-                with self._resting(_REST):
-                    target.ingest.flush()
+                if self._assembly.settings.milvus_is_lite:
+                    with self._resting(_REST):
+                        target.ingest.flush()
         if last is not None:
             self._tell(f"{done:,} articles written, {encoded:,} passages encoded")
         self._replay(target)
@@ -296,14 +297,12 @@ class Rebuild:
     # ---- around it
 
     @contextmanager
-    def _resting(self, times: float, *, beside: float = 0.0) -> Iterator[None]:
-        """Rests after the work of the block: so many `times` as long where this process answers and searches come, as they share
-        the interpreter with it; `beside` where other processes answer, on the same machine perhaps."""
+    def _resting(self, times: float) -> Iterator[None]:
+        """Rests after the work of the block, so many `times` as long, where this process answers and searches come: they share the
+        interpreter with it. Beside other processes that answer, being nicer than they are is enough."""
         begun = time.monotonic()
         yield
-        if not self._serves:
-            times = beside
-        if times and (self._assembly.busy if self._serves else readers.alive(self._database)):
+        if times and self._serves and self._assembly.busy:
             time.sleep(min(times * (time.monotonic() - begun), _LONGEST_REST_SECONDS))
 
     @contextmanager

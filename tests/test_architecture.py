@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import yeoul
+from indexers.sources.feeds import FeedOptions
+from indexers.sources.folder import FolderOptions
+from indexers.sources.table import SqlOptions
 from pipeline import settings
 
 _ROOT = Path(__file__).parent.parent
@@ -132,6 +138,11 @@ def test_readme_names_the_setting(readme: str, name: str) -> None:
 )
 def test_readme_names_the_command(readme: str, command: str) -> None:
     assert f"yeoul {command}" in readme
+
+
+@pytest.mark.parametrize(("kind", "options"), [("folder", FolderOptions), ("feed", FeedOptions), ("sql", SqlOptions)])
+def test_readme_names_the_options_of_a_source(readme: str, kind: str, options: type[Any]) -> None:
+    assert set(re.findall(rf"^\| {kind} \| `(\w+)` \|", readme, re.MULTILINE)) == {f.name for f in fields(options)}
 
 
 @pytest.mark.parametrize("row", settings.described(), ids=lambda row: row[0])

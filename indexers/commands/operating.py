@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
 _ATTEMPTS, _STORE_SECONDS = 5, 5.0  # of a rebuild or a rollback while a store is away, and between two
-_NICENESS = 10  # of a rebuild that is a process of its own: those that answer on the same machine go first
+_NICENESS = 15  # of a rebuild that is a process of its own: who answers on the same machine goes first, then indexers
 _FOLDER_SECONDS = 15.0  # a command waits so long for another command to end or for a server to come up
 
 

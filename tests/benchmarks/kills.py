@@ -161,6 +161,7 @@ class Report:
     unanswered: int = 0
     articles: int = 0
     rebuilds: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)  # the last words of rebuilds that failed
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -185,6 +186,7 @@ class Report:
                 *lines,
                 "",
                 f"{self.acknowledged:,} changes acknowledged, {self.unanswered:,} unanswered; rebuilds: {rebuilds}",
+                *(f"a rebuild failed: {words}" for words in self.failures),
                 f"{self.articles:,} articles looked at: {len(self.lost)} lost, {len(self.doubled)} doubled, "
                 f"{len(self.wrong)} wrong answers",
                 f"yeoul verify: exit code {self.verify_code}; {self.seconds:.0f} s",
@@ -243,11 +245,13 @@ class Storm:
         if self._rebuild is None:
             return
         try:
-            self._rebuild.communicate(timeout=_REBUILD_SECONDS)
+            _, told = self._rebuild.communicate(timeout=_REBUILD_SECONDS)
         except subprocess.TimeoutExpired:
             self._rebuild.kill()
-            self._rebuild.communicate()
+            _, told = self._rebuild.communicate()
         self.report.rebuilds[{0: "done", 1: "failed"}.get(self._rebuild.returncode, "killed")] += 1
+        if self._rebuild.returncode == 1:
+            self.report.failures += told.strip().splitlines()[-1:]
         self._rebuild = None
 
     def _await(self, moment: str) -> None:
