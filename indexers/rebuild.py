@@ -154,9 +154,8 @@ class Rebuild:
                 manifests.advance(self._database, target.name, counts, last_article=last)
             if done % _SEALED_TOGETHER < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
-                if self._assembly.settings.milvus_is_lite:
-                    with self._resting(_REST):
-                        target.ingest.flush()
+                with self._resting(_REST):
+                    target.ingest.flush()
         if last is not None:
             self._tell(f"{done:,} articles written, {encoded:,} passages encoded")
         self._replay(target)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from milvus_lite.engine.collection import Collection as Engine
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
@@ -398,6 +399,35 @@ def test_reading_while_another_thread_writes_loses_nothing(collection: Collectio
     writer.join()
     assert failures == []
     assert collection.count() == 300
+
+
+def test_a_read_that_a_flush_of_milvus_lite_would_cross_misses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milvus Lite looks at what is sealed, then at what is in memory: a flush between the two moves rows past the reader."""
+    passages, vectors = [passage(f"글{n}") for n in range(20)], vectors_for(20)
+    collection = Collection.open(uri=str(tmp_path / "store.db"), name="t", dim=DIM)
+    looked, flushing = threading.Event(), threading.Thread(target=collection.flush)
+    ordinary = Engine._read_snapshot
+
+    def dawdling(engine: Engine) -> object:
+        found = ordinary(engine)
+        looked.set()
+        time.sleep(0.5)
+        return found
+
+    collection.upsert(passages, vectors)
+    monkeypatch.setattr(Engine, "_read_snapshot", dawdling)
+    reading = threading.Thread(target=lambda: found.extend(collection.search_dense(vectors[0], 100)[0]))
+    found: list[str] = []
+    reading.start()
+    assert looked.wait(10)
+    flushing.start()
+    reading.join()
+    flushing.join()
+    monkeypatch.undo()
+    assert sorted(found) == sorted(p.id for p in passages)
+    collection.close()
 
 
 def test_a_second_process_on_a_lite_folder_is_told_who_holds_it(tmp_path: Path) -> None:

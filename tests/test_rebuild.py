@@ -27,7 +27,7 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings
-from pipeline.storage import manifests, readers
+from pipeline.storage import manifests
 from tests import milvus_server
 from tests.api_server import assembly_of
 
@@ -269,21 +269,6 @@ def test_it_rests_only_where_searches_share_the_process_with_it(
     with place.rebuild(serves=serves)._resting(4.0):
         time.sleep(0.01)
     assert [0.04 <= seconds <= 1.0 for seconds in slept] == [True] * rests
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_rebuild_of_its_own_rests_beside_processes_that_answer(
-    place: Place, monkeypatch: pytest.MonkeyPatch, answers: bool
-) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(
-        module, "time", SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns, sleep=slept.append)
-    )
-    if answers:
-        readers.report(place.assembly.database, "another", place.assembly.connected.name, 0)
-    with place.rebuild(serves=False)._resting(4.0, beside=2.0):
-        time.sleep(0.01)
-    assert [0.02 <= seconds <= 1.0 for seconds in slept] == [True] * answers
 
 
 def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

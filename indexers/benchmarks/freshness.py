@@ -162,7 +162,7 @@ class Driver:
     def _seen(self, word: str, article_id: str, seq: int, begin: float, load: Load, *, there: bool = True) -> float:
         """Seconds until the last of the processes has it, or has it no more."""
         for server in self._deployment.servers:
-            asked = {"q": word, "mode": "lexical", "limit": 3, "min_seq": seq}
+            asked: dict[str, str | int] = {"q": word, "mode": "lexical", "limit": 3, "min_seq": seq}
             answer = self._client.get(f"{server.url}/v1/search", params=asked)
             answer.raise_for_status()
             found = article_id in [item["article_id"] for item in answer.json()["items"]]

@@ -134,19 +134,19 @@ class Collection:
         Python loops, 15 times slower than sealed ones. A server does it by itself, and takes seconds when it is asked."""
         if self._folder is None:
             return
-        with _answering(self._uri), self._one_writer():
+        with self._turn():
             self._client.flush(self.name, timeout=BUILD_SECONDS)
 
     def drop(self) -> None:
         """Deletes the collection and its aliases, for good."""
-        with _answering(self._uri), self._one_writer():
+        with self._turn():
             for alias in self._aliases(self.name):
                 self._client.drop_alias(alias, timeout=_WRITE_SECONDS)
             self._client.drop_collection(self.name, timeout=_WRITE_SECONDS)
 
     def count(self) -> int:
         """Rows in the collection."""
-        with _answering(self._uri):
+        with self._turn():
             found = self._client.query(
                 self.name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=READ_SECONDS
             )
@@ -217,7 +217,7 @@ class Collection:
     def switch_alias(self, alias: str) -> None:
         """From now on `alias` names this collection, whatever it named before; readers see one or the other."""
         change = "create_alias" if self.resolve_alias(alias) is None else "alter_alias"
-        with _answering(self._uri), self._one_writer():
+        with self._turn():
             getattr(self._client, change)(self.name, alias, timeout=_WRITE_SECONDS)
 
     def resolve_alias(self, alias: str) -> str | None:
@@ -233,12 +233,15 @@ class Collection:
     def _aliases(self, name: str) -> list[str]:
         return list(self._client.list_aliases(name, timeout=READ_SECONDS)["aliases"])
 
-    def _one_writer(self) -> Any:
-        return lite.WRITING if self._folder else nullcontext()
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A call to the store; one at a time where that is Milvus Lite."""
+        with _answering(self._uri), lite.TURN if self._folder else nullcontext():
+            yield
 
     @contextmanager
     def _writing(self, *, deletes: bool = False) -> Iterator[None]:
-        with _answering(self._uri), self._one_writer():
+        with self._turn():
             try:
                 yield
             finally:  # also after a failure: the store may have done it and not answered
@@ -249,13 +252,13 @@ class Collection:
         self, ids: Sequence[str], fields: Sequence[str], *, after_deletes: bool = True, newest: bool = True
     ) -> list[Row]:
         """The rows of those of `ids` that are stored, each once; `after_deletes`: none that was deleted here; `newest`: also
-        those that were written just now."""
+        those that were written just now, or flushed by another process that uses the same Milvus Lite: those take a second look."""
         deleted = self._deleted
         level = "Strong" if after_deletes and deleted > self._read else "Bounded"
         collected: list[Row] = []
         for some in rows.chunks(list(dict.fromkeys(ids)), _READ_ROWS):
             found = self._matching(any_of(ID, some), fields, level)
-            if newest and len(found) < len(some) and level != "Strong" and self._folder is None:
+            if newest and len(found) < len(some) and (level != "Strong" or self._folder):
                 missing = set(some) - {rows.id_of(row) for row in found}
                 found += self._matching(any_of(ID, sorted(missing)), fields, "Strong")
             collected += found
@@ -279,7 +282,7 @@ class Collection:
             last = max(row[ID] for row in page)
 
     def _matching(self, expression: str, fields: Sequence[str], level: str, *, limit: int | None = None) -> list[Row]:
-        with _answering(self._uri):
+        with self._turn():
             found = self._client.query(
                 self.name,
                 filter=expression,
@@ -295,7 +298,7 @@ class Collection:
     ) -> list[Row]:
         written = self._written
         level = "Strong" if written > self._searched else "Bounded"
-        with _answering(self._uri):
+        with self._turn():
             found = self._client.search(
                 self.name,
                 data=[question],

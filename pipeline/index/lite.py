@@ -19,8 +19,9 @@ from pathlib import Path
 from pipeline.errors import FolderInUse, StoreUnavailable
 from pipeline.index.lite_process import UNUSABLE, LiteProcess
 
-# Milvus Lite takes one writer at a time for a collection; all its folders share this lock, as one folder is the rule.
-WRITING = threading.RLock()
+# Milvus Lite takes one writer at a time for a collection, and a read that begins before it flushes what is in its memory and goes
+# on after that misses all of it: who uses it here takes turns. All folders share this lock, as one folder is the rule.
+TURN = threading.RLock()
 
 _LOCK_FILE = "LOCK"  # the file inside the folder that Milvus Lite locks (flock)
 _LET_GO_SECONDS = 1.0  # for a process of `apart` to end after the one that started it
