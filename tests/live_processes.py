@@ -18,10 +18,12 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import select
 
 from indexers.reconcile import verify
 from indexers.worker import LEASE, Worker
 from pipeline.assembly import Assembly
+from pipeline.connected import Connected
 from pipeline.documents import Change
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.errors import NotReady
@@ -32,7 +34,7 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of, settings_with
 from pipeline.retrieval.query import MODES, SearchRequest
 from pipeline.settings import Settings
-from pipeline.storage import leases, manifests, readers
+from pipeline.storage import leases, manifests, readers, tables
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.manifests import Recipe
 from tests.fakes import FakeEncoder
@@ -45,6 +47,7 @@ _REPORT_SECONDS = 0.5
 _PATIENCE = 60.0  # seconds for a thread to end
 _LEASE_SECONDS = 60.0  # what a dead worker's lease still has: nobody may wait for it
 _SNAPSHOT = "resident.safetensors"
+_EVIDENCE = 8  # rows of a table
 
 
 class Killed(BaseException):
@@ -257,10 +260,42 @@ class Process:
             self._floors |= {a: max(seq, self._floors.get(a, 0)) for a, seq in after.items()}
         self._record.reads["while loading" if loading else "judged" if whole else "behind by more than the grace"] += 1
         told = f"{self.name}, {request.mode}, {category}, up to {result.seq}, {dict(result.degraded)}"
+        if wrong:
+            told += f"; {self._evidence(connected, [one.split(':')[0] for one in wrong])}"
         self._record.violations += [f"{one} [{told}]" for one in wrong]
         self._record.violations += [
             f"the {leg} leg failed [{told}]" for leg in ("dense", "lexical") if leg in result.degraded
         ]
+
+    def _evidence(self, connected: Connected, ids: Sequence[str]) -> str:
+        """Where the engine, the collections and these articles stand just after a wrong answer: it may never come again."""
+        follower = connected.follower
+        revisions = connected.engine()[0].revisions()
+        collections, articles, inbox, changes = (
+            tables.collections.c,
+            tables.articles.c,
+            tables.inbox.c,
+            tables.changes.c,
+        )
+        of_inbox, of_log = inbox.article_id.in_(ids), changes.article_id.in_(ids)
+        asked = {
+            "collections": select(collections.name, collections.state, collections.position),
+            "registry": select(articles.id, articles.revision, articles.passages).where(articles.id.in_(ids)),
+            "inbox": select(inbox.article_id, inbox.seq, inbox.state, inbox.settled_at)
+            .where(of_inbox)
+            .order_by(inbox.seq),
+            "log": select(changes.position, changes.article_id, changes.revision, changes.created_at)
+            .where(of_log)
+            .order_by(changes.position),
+        }
+        with self.assembly.database.read() as connection:
+            found = {
+                name: [tuple(row) for row in connection.execute(query)][-_EVIDENCE:] for name, query in asked.items()
+            }
+        return (
+            f"{connected.name} at {follower.position} (seq {follower.seq}, behind {follower.behind}), now "
+            f"{self.assembly.connected.name}, engine {[(i, revisions.get(i)) for i in ids]}, {found}"
+        )
 
     @property
     def _resident(self) -> bool:
