@@ -23,13 +23,6 @@ from tests.write_path import DIM, Stage
 if TYPE_CHECKING:
     from tests.api_server import ApiServer
 
-# Files of minutes, which two workers should not have before them at the end, when there is nothing else left to do.
-_FIRST = ("test_cli.py", "test_faults.py", "test_bench.py", "test_live_model.py", "test_rebuild.py", "test_crash.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
-
 
 @pytest.fixture(scope="session")
 def analyser() -> Analyser:

@@ -303,6 +303,7 @@ def test_dates_in_the_future_are_kept_and_lock_no_article(api_server: ApiServer)
         until(lambda: "내일" in found(client, "호반새"), _PATIENCE, "the edit is not shown")
         later = client.get("/v1/search", params={"q": "호반새", "mode": "lexical", "since": ahead}).json()
         assert [item["article_id"] for item in later["items"] if item["score"] > 0] == ["내일"]
+        client.delete("/v1/articles/내일?wait=true").raise_for_status()  # other files search here too
 
 
 def test_an_article_that_makes_the_encoder_raise_fails_alone_is_told_and_can_be_tried_again(
