@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, delete, func, or_, select, tuple_
 
 from pipeline.documents import CANARY, Article, Change
-from pipeline.errors import ArticleNotFound, LogPruned, OlderRevision, YeoulError
+from pipeline.errors import ArticleNotFound, LogPruned, NotReady, OlderRevision, YeoulError
 from pipeline.storage import acceptance, carried, commits, signals, statements
 from pipeline.storage.acceptance import BULK, PUSH, Progress, article_of
 from pipeline.storage.database import StateDatabase
@@ -25,6 +25,9 @@ _SQL_VARIABLES = 500  # ids in one IN (...): SQLite takes 32,766, old builds 999
 _PRUNED_TOGETHER = 5_000  # rows in one transaction: some tenths of a second
 _LANES = (PUSH, BULK)
 INBOX, CHANGES = "inbox", "changes"  # what other processes are woken for
+_FAILED = (
+    select(articles).where(articles.c.status == "failed", articles.c.id != CANARY).order_by(articles.c.accepted_seq)
+)
 
 
 class ArticleStore:
@@ -54,8 +57,7 @@ class ArticleStore:
 
     def retry(self, article_ids: Sequence[str] | None = None) -> list[Accepted]:
         """Puts what failed into the inbox again, as it was accepted: of these articles, or of all (None)."""
-        failed = select(articles).where(articles.c.status == "failed").order_by(articles.c.accepted_seq)
-        return self._queue_again(failed if article_ids is None else failed.where(articles.c.id.in_(article_ids)))
+        return self._queue_again(_FAILED if article_ids is None else _FAILED.where(articles.c.id.in_(article_ids)))
 
     def requeue(self, article_id: str) -> None:
         """Puts what was accepted of the article last into the inbox again, whatever became of it."""
@@ -94,10 +96,11 @@ class ArticleStore:
         with self.database.read() as connection:
             return connection.execute(query).scalar()
 
-    def queue_length(self) -> int:
+    def queue_length(self, lane: int | None = None) -> int:
+        """How many changes wait; in that lane, or in all."""
+        query = select(func.count()).select_from(inbox).where(inbox.c.state == "queued")
         with self.database.read() as connection:
-            query = select(func.count()).select_from(inbox).where(inbox.c.state == "queued")
-            return int(connection.execute(query).scalar_one())
+            return int(connection.execute(query if lane is None else query.where(inbox.c.lane == lane)).scalar_one())
 
     def counts(self) -> dict[str, int]:
         """Articles by status; the canary is none."""
@@ -107,10 +110,10 @@ class ArticleStore:
             return {status: int(count) for status, count in rows}
 
     def failed(self, limit: int) -> list[Failed]:
-        """The articles whose newest change could not be indexed, oldest first."""
-        query = select(articles).where(articles.c.status == "failed").order_by(articles.c.accepted_seq).limit(limit)
+        """The articles whose newest change could not be indexed, oldest first. The canary is none: freshness tells of it."""
         with self.database.read() as connection:
-            return [Failed(r.id, r.accepted_seq, r.error or "", r.accepted_at) for r in connection.execute(query)]
+            found = connection.execute(_FAILED.limit(limit))
+            return [Failed(r.id, r.accepted_seq, r.error or "", r.accepted_at) for r in found]
 
     def settled(self, seq: int) -> bool:
         """True when the change accepted as `seq` is in a final state (indexed, superseded, failed, deleted)."""
@@ -192,10 +195,18 @@ class ArticleStore:
         with self.database.read() as connection:
             return acceptance.pruned_to(connection, "changes")
 
-    def shown(self, *, after: str = "", limit: int = 200) -> list[Change]:
-        """The visible articles with ids above `after`, in order of id: each as the change (its revision) that shows it."""
+    def shown(self, *, after: str = "", up_to: str | None = None, limit: int = 200) -> list[Change]:
+        """The visible articles with ids above `after` (and none above `up_to`), in order of id: each as the change (its
+        revision) that shows it."""
         query = select(articles).where(articles.c.id > after, articles.c.revision.is_not(None)).order_by(articles.c.id)
-        return self._shown(query.limit(limit))
+        return self._shown((query if up_to is None else query.where(articles.c.id <= up_to)).limit(limit))
+
+    def shown_end(self) -> tuple[int, str]:
+        """How many articles are visible, and the last id in their order ("" where none is)."""
+        query = select(func.count(), func.max(articles.c.id)).where(articles.c.revision.is_not(None))
+        with self.database.read() as connection:
+            number, last = connection.execute(query).one()
+        return int(number), last or ""
 
     def shown_of(self, article_ids: Sequence[str]) -> list[Change]:
         """Likewise for those of `article_ids` that are visible, in no order."""
@@ -212,11 +223,14 @@ class ArticleStore:
         `lease` still holds. Gives the numbers of those that were shown: what was superseded meanwhile is not.
 
         What is replaced is noted as leftovers, due after `grace_seconds`. Rows that are given are of `collection` and kept for
-        those who follow the log.
+        those who follow the log. Raises LeaseLost, NotReady where another collection is in use.
         """
         shown: set[int] = set()
         with self.database.write() as connection:
             check_lease(connection, lease)
+            in_use = connection.execute(select(collections.c.name).where(collections.c.active)).scalar()
+            if in_use not in {None, collection}:
+                raise NotReady(f"{in_use!r} is in use, not {collection!r}", "what was written is written again, there")
             now = datetime.now(UTC)  # after whatever was waited for: the grace begins when readers can see it
             due = now + timedelta(seconds=grace_seconds)
             for start in range(0, len(done), _SQL_VARIABLES):

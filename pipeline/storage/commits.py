@@ -73,13 +73,19 @@ def prune(connection: Connection, before: datetime, *, limit: int) -> tuple[int,
     ):
         first = select(number).where(*conditions).order_by(number).limit(limit).subquery()
         last = connection.execute(select(func.max(first.c[0]))).scalar()
-        if (
-            last is not None
-            and not connection.execute(update(pruned).where(pruned.c.name == name).values(value=last)).rowcount
-        ):
-            connection.execute(insert(pruned).values(name=name, value=last))
+        if last is not None:
+            _note_pruned(connection, name, last)
         counts.append(connection.execute(delete(table).where(number <= (last or 0), *conditions)).rowcount)
     return counts[0], counts[1]
+
+
+def _note_pruned(connection: Connection, name: str, last: int) -> None:
+    """Rows up to `last` may be missing; changes are not settled in the order of their numbers, so it may be less than before."""
+    noted = connection.execute(select(pruned.c.value).where(pruned.c.name == name)).scalar()
+    if noted is None:
+        connection.execute(insert(pruned).values(name=name, value=last))
+    elif noted < last:
+        connection.execute(update(pruned).where(pruned.c.name == name).values(value=last))
 
 
 def _show(connection: Connection, done: Sequence[Indexed], now: datetime) -> tuple[list[dict[str, Any]], list[str]]:

@@ -110,6 +110,17 @@ def finished(database: StateDatabase, name: str, counts: Mapping[str, Any], erro
         connection.execute(update(jobs).where(jobs.c.name == name).values(finished_at=datetime.now(UTC), **values))
 
 
+def noted(
+    database: StateDatabase, name: str, started_at: datetime, counts: Mapping[str, Any], error: str | None
+) -> None:
+    """A run that no scheduler began has ended, also of a job that no scheduler has seen yet."""
+    with database.write() as connection:
+        if not connection.execute(update(jobs).where(jobs.c.name == name).values(started_at=started_at)).rowcount:
+            row = {"name": name, "paused": False, "outcome": "never", "counts": "{}", "started_at": started_at}
+            connection.execute(insert(jobs).values(**row))
+    finished(database, name, counts, error)
+
+
 def interrupted(database: StateDatabase, name: str) -> None:
     """Whoever ran it ended before the run did; nothing happens where it does not run."""
     values = {"outcome": "failed", "error": _INTERRUPTED, "finished_at": datetime.now(UTC)}

@@ -8,7 +8,11 @@ one clock: PostgreSQL's, or this machine's for SQLite, which no other machine sh
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +31,8 @@ _INSERT: dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]] = {
     "postgresql": postgresql.insert,
     "sqlite": sqlite.insert,
 }
+SECONDS = 15.0  # without a sign of life, which comes three times as often: then another process takes over
+_LOOK_SECONDS = 0.1  # between two tries to get a turn
 _FREE = {"holder": "", "epoch": 0, "expires_at": 0.0}  # a lease that nobody ever had
 
 
@@ -46,6 +52,11 @@ class Lease:
     name: str
     holder: str
     epoch: int
+
+
+def new_holder() -> str:
+    """A name for a holder, which no other one has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def acquire(database: StateDatabase, name: str, holder: str, seconds: float, *, alone: bool = False) -> Lease | None:
@@ -74,6 +85,13 @@ def renew(database: StateDatabase, lease: Lease, seconds: float) -> None:
         check_lease(connection, lease)
         until = seconds_now(connection) + seconds
         connection.execute(update(leases).where(leases.c.name == lease.name).values(expires_at=until))
+
+
+def holder(database: StateDatabase, name: str) -> str | None:
+    """Who holds the lease on `name`; None where nobody does."""
+    with database.read() as connection:
+        row = connection.execute(select(leases).where(leases.c.name == name)).one_or_none()
+        return row.holder if row is not None and row.expires_at > seconds_now(connection) else None
 
 
 def release(database: StateDatabase, lease: Lease) -> None:
@@ -105,7 +123,20 @@ def kept(database: StateDatabase, lease: Lease, seconds: float) -> Iterator[None
     finally:
         done.set()
         keeper.join()
-        release(database, lease)
+        try:
+            release(database, lease)
+        except Unavailable as error:  # what the block did is done
+            log.warning("the lease %r runs out by itself: %s", lease.name, error)
+
+
+@contextmanager
+def turn(database: StateDatabase, name: str) -> Iterator[None]:
+    """Waits until nobody else has the lease on `name`, and keeps it for as long as the block takes."""
+    holder = new_holder()
+    while (lease := acquire(database, name, holder, SECONDS)) is None:
+        time.sleep(_LOOK_SECONDS)
+    with kept(database, lease, SECONDS):
+        yield
 
 
 def check_lease(connection: Connection, lease: Lease) -> None:

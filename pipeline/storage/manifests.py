@@ -54,6 +54,15 @@ class Incomplete(YeoulError):
         )
 
 
+class InUse(YeoulError):
+    """Another rebuild was quicker: its collection, which this one was writing too, is in use."""
+
+    code = "in_use"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the collection {name!r} is in use already", "another rebuild was quicker; nothing to do")
+
+
 def active(database: StateDatabase) -> KnownCollection | None:
     """The collection in use; None before the first one is made."""
     return next(iter(known(database, "active")), None)
@@ -126,9 +135,11 @@ def advance(
     """Notes what was written into a collection that is not in use: article → (revision, passages), and how far it is.
 
     `filled`: every article is in, so readers may load it. For the one rebuild that is at work: it gives out no numbers, so
-    writers need not wait for it, which runs at a low priority.
+    writers need not wait for it, which runs at a low priority. Raises InUse.
     """
     with database.write(serial=None) as connection:
+        if connection.execute(select(collections.c.active).where(collections.c.name == name)).scalar():
+            raise InUse(name)
         _count(connection, name, counts)
         values: dict[str, Any] = {}
         if position is not None:
@@ -138,7 +149,8 @@ def advance(
         if filled:
             values |= {"last_article": None, "state": "ready"}
         if values:
-            connection.execute(update(collections).where(collections.c.name == name).values(**values))
+            changed = update(collections).where(collections.c.name == name, ~collections.c.active)
+            connection.execute(changed.values(**values))
         if filled:
             signals.send(connection, COLLECTIONS)
 

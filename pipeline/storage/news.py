@@ -61,7 +61,7 @@ def since(database: StateDatabase, position: int, limit: int, *, collection: str
         entries = tuple(line for line in lines if bound is None or line.position <= bound)
         shown: dict[str, tuple[int, int]] = {}
         rows: dict[str, tuple[int, str]] = {}
-        ids = {entry.article_id for entry in entries if entry.revision is not None}
+        ids = {entry.article_id for entry in entries}  # of a deleted one too: a later line may show it again
         if ids:
             query = counted(collection, in_use=in_use)
             if with_rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.storage import signals
 from pipeline.storage.articles import accept_in
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.rows import Accepted
-from pipeline.storage.tables import source_articles, sources
+from pipeline.storage.tables import articles, source_articles, sources
 
 CHANNEL = "sources"  # signalled when one was added, changed or removed
 _NAME = re.compile(r"[^\W_][\w.-]{0,99}")  # the column's width; it stands in addresses and before article ids
@@ -138,7 +139,8 @@ def keep(
 
     `found`: (article, its key in the source); `removed`: ids; `renamed`: id → new key. An article that another source
     delivered is this one's from now on, and a removal of an article that is not this one's is ignored. Where a newer
-    version is known already, nothing changes, not even whose it is.
+    version is known already, nothing changes, not even whose it is. An article without `updated_at` is as new as its content:
+    what this source delivered before undoes no change that came from elsewhere since.
 
     Raises SourceChanged where the source is not any more what it was when it was read as `known`.
     """
@@ -146,15 +148,18 @@ def keep(
         _check_same(connection, known)
         ids = [article.id for article, _ in found]
         owned = _owned(connection, {*ids, *removed, *(renamed or {})})
-        answers = accept_in(connection, [(article.id, article) for article, _ in found], source=known.name, lane=lane)
-        mine = {article_id: key for article_id, (owner, key) in owned.items() if owner == known.name}
-        keys = {i: key for i, key in (renamed or {}).items() if i in mine}
-        for (article, key), answer in zip(found, answers, strict=True):
+        mine = {article_id: (key, digest) for article_id, (owner, key, digest) in owned.items() if owner == known.name}
+        stale = _stale(connection, [article for article, _ in found], mine)
+        fresh = [(article, key) for article, key in found if article.id not in stale]
+        answers = accept_in(connection, [(article.id, article) for article, _ in fresh], source=known.name, lane=lane)
+        now = {i: (key, mine[i][1]) for i, key in (renamed or {}).items() if i in mine}
+        now |= {article.id: (key, mine[article.id][1]) for article, key in found if article.id in stale}
+        for (article, key), answer in zip(fresh, answers, strict=True):
             if isinstance(answer, Accepted) or article.id in mine:
-                keys[article.id] = key
-        gone = [article_id for article_id in removed if article_id in mine and article_id not in keys]
+                now[article.id] = key, article.content_hash
+        gone = [article_id for article_id in removed if article_id in mine and article_id not in now]
         deletes = accept_in(connection, [(article_id, None) for article_id in gone], source=known.name, lane=lane)
-        changed = {article_id: key for article_id, key in keys.items() if mine.get(article_id) != key}
+        changed = {article_id: delivered for article_id, delivered in now.items() if mine.get(article_id) != delivered}
         _move(connection, known.name, changed, gone=gone)
         if cursor is not None:
             connection.execute(update(sources).where(sources.c.name == known.name).values(cursor=_json(cursor)))
@@ -162,7 +167,7 @@ def keep(
     unchanged = sum(answer.unchanged for answer in taken)
     return Kept(
         accepted=len(taken) - unchanged,
-        unchanged=unchanged,
+        unchanged=unchanged + len(stale),
         older=sum(isinstance(answer, OlderRevision) for answer in answers),
         deleted=sum(isinstance(answer, Accepted) and not answer.unchanged for answer in deletes),
     )
@@ -175,24 +180,44 @@ def _check_same(connection: Connection, known: KnownSource) -> None:
         raise SourceChanged(known.name)
 
 
-def _owned(connection: Connection, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Article id → (the source that delivered it last, its key there)."""
+def _stale(
+    connection: Connection, found: Sequence[Article], mine: Mapping[str, tuple[str, str | None]]
+) -> AbstractSet[str]:
+    """Those of `found` that come as they came the last time, say nothing of when they were changed, and were changed or withdrawn
+    elsewhere since."""
+    again = {
+        a.id: a.content_hash for a in found if a.updated_at is None and mine.get(a.id, ("", None))[1] == a.content_hash
+    }
+    stale: set[str] = set()
+    for part in _parts(list(again)):
+        query = select(articles.c.id, articles.c.accepted_hash).where(articles.c.id.in_(part))
+        stale.update(row.id for row in connection.execute(query) if row.accepted_hash != again[row.id])
+    return stale
+
+
+def _owned(connection: Connection, ids: Iterable[str]) -> dict[str, tuple[str, str, str | None]]:
+    """Article id → (the source that delivered it last, its key there, content hash of what it delivered)."""
     # The index begins with the source: without naming them all the whole table would be read.
     query = select(source_articles).where(source_articles.c.source.in_(select(sources.c.name)))
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[str, str, str | None]] = {}
     for part in _parts(list(ids)):
         rows = connection.execute(query.where(source_articles.c.article_id.in_(part)))
-        found |= {row.article_id: (row.source, row.key) for row in rows}
+        found |= {row.article_id: (row.source, row.key, row.delivered_hash) for row in rows}
     return found
 
 
-def _move(connection: Connection, name: str, keys: Mapping[str, str], *, gone: Sequence[str]) -> None:
-    """Makes the articles of `keys` those of the source `name`, and those of `gone` nobody's."""
+def _move(
+    connection: Connection, name: str, delivered: Mapping[str, tuple[str, str | None]], *, gone: Sequence[str]
+) -> None:
+    """Makes the articles of `delivered` (id → (key, content hash)) those of the source `name`, and those of `gone` nobody's."""
     of_any = delete(source_articles).where(source_articles.c.source.in_(select(sources.c.name)))
-    for part in _parts([*keys, *gone]):
+    for part in _parts([*delivered, *gone]):
         connection.execute(of_any.where(source_articles.c.article_id.in_(part)))
-    if keys:
-        rows = [{"source": name, "article_id": article_id, "key": key} for article_id, key in keys.items()]
+    if delivered:
+        rows = [
+            {"source": name, "article_id": article_id, "key": key, "delivered_hash": digest}
+            for article_id, (key, digest) in delivered.items()
+        ]
         connection.execute(insert(source_articles), rows)
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-HEAD = "0004"  # the newest migration: compared at start, so that a database up to date never imports Alembic
+HEAD = "0005"  # the newest migration: compared at start, so that a database up to date never imports Alembic
 
 metadata = MetaData()
 
@@ -177,6 +177,7 @@ source_articles = Table(
     Column("source", String(100), primary_key=True),
     Column("article_id", String(800), primary_key=True),
     Column("key", Text, nullable=False),
+    Column("delivered_hash", String(64)),  # content hash of what the source delivered last; NULL: from an older Yeoul
 )
 
 # What the scheduler does, and what it is asked to do: whoever asks writes here, the scheduler obeys.
@@ -202,4 +203,7 @@ readers = Table(
     Column("collection", String(200), nullable=False),  # the newest one that is loaded there
     Column("position", Number, nullable=False),
     Column("seen_at", Moment, nullable=False),
+    Column("waiting", Integer, nullable=False, server_default="0"),  # searches, for those before them
+    Column("asked", String(10)),  # compare | repair: what somebody wants of its index in memory; NULL: nothing
+    Column("differing", Integer),  # articles that were not as the registry says, when it was asked last
 )
