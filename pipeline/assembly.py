@@ -27,7 +27,7 @@ from pipeline.ingest import Ingest
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, analyser_of, recipe_of, settings_with
 from pipeline.settings import Settings
-from pipeline.storage import manifests
+from pipeline.storage import leases, manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.manifests import KnownCollection
@@ -74,23 +74,26 @@ class Assembly:
         analyser: Callable[[], Analyser] | None = None,
         as_built: bool = False,
         apart: bool = False,
+        beside: str = "",
         progress: bool = False,
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
         What the settings leave open and rows depend on is as the collection in use was built; `as_built`: also what they do
-        not leave open. `apart`: Milvus Lite runs in a process of its own, for one that answers searches. `analyser` gives a
-        Kiwi that was started before, for these settings.
+        not leave open. `apart`: Milvus Lite runs in a process of its own, for one that answers searches; `beside`: the address
+        of that, for another process. `analyser` gives a Kiwi that was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
         folder = lite.folder_of(settings.milvus_uri)
-        lock = FolderLock.take(settings.data_dir, command) if folder is not None else None
+        lock = FolderLock.take(settings.data_dir, command) if folder is not None and not beside else None
         with ExitStack() as if_it_fails:
             if lock is not None:
                 if_it_fails.callback(lock.release)
             if folder is not None and apart:
                 if_it_fails.enter_context(lite.apart(folder))  # it starts while the others do
+            if folder is not None and beside:
+                if_it_fails.enter_context(lite.beside(folder, beside))
             with ThreadPoolExecutor(1) as pool:
                 starting = pool.submit(analyser or (lambda: analyser_of(settings)))
                 database = StateDatabase.open(settings.state_url)
@@ -192,26 +195,42 @@ class Assembly:
             self._ends.close()
 
     def _first(self, *, remake: bool, replaced: bool) -> Connected:
-        settings, parts = self.settings, self.parts
-        known = manifests.active(self.database)
-        counts = self.store.counts()
-        if known is not None and not counts and known.manifest.identity() != parts.manifest.identity():
-            known = None  # nothing was ever put in: there is nothing to keep to
-        if known is not None and not replaced:
-            known.manifest.check(parts.manifest)
-        name = known.name if known is not None else manifests.fresh_name(self.database, settings.milvus.collection)
-        holds_articles = known is not None and bool(counts.get("indexed"))
+        known = self._to_keep_to()
+        if known is None:
+            with leases.turn(self.database, "first collection"):  # the processes of a deployment start at the same time
+                known = self._to_keep_to()
+                if known is None:
+                    return self._made()
+        if not replaced:
+            known.manifest.check(self.parts.manifest)
+        holds_articles = bool(self.store.counts().get("indexed"))
         try:
-            collection = self._collection(name, parts.encoder.dim, create=remake or not holds_articles)
+            collection = self._collection(known.name, self.parts.encoder.dim, create=remake or not holds_articles)
         except NotReady as error:
             raise NotReady(
-                f"the state database says that articles stand in the collection {name!r}, but {settings.milvus_uri} has none",
+                f"the state database says that articles stand in the collection {known.name!r}, but {self.settings.milvus_uri} has none",
                 "set milvus.uri back, restore its data, or have it made again: yeoul verify --repair",
             ) from error
-        if known is None:
-            known = manifests.activate(self.database, name, parts.manifest, recipe_of(settings))
-            collection.switch_alias(settings.milvus.collection)
-        return Connected(parts, self.store, collection, known, on_applied=partial(self._applied, known.name))
+        return self._around(collection, known)
+
+    def _to_keep_to(self) -> KnownCollection | None:
+        """The collection in use; None where there is none yet, or nothing was ever put in and these settings make another one."""
+        known = manifests.active(self.database)
+        if known is None or (not self.store.counts() and known.manifest.identity() != self.parts.manifest.identity()):
+            return None
+        return known
+
+    def _made(self) -> Connected:
+        """Makes the first collection and puts it in use."""
+        parts, prefix = self.parts, self.settings.milvus.collection
+        name = manifests.fresh_name(self.database, prefix)
+        collection = self._collection(name, parts.encoder.dim, create=True)
+        known = manifests.activate(self.database, name, parts.manifest, recipe_of(self.settings))
+        collection.switch_alias(prefix)
+        return self._around(collection, known)
+
+    def _around(self, collection: Collection, known: KnownCollection) -> Connected:
+        return Connected(self.parts, self.store, collection, known, on_applied=partial(self._applied, known.name))
 
     def collection_of(self, known: KnownCollection) -> Collection:
         """The collection alone, whatever it was built with. Raises NotReady where there is none."""

@@ -14,7 +14,7 @@ from pipeline.folder import FolderLock, holder_of
 from pipeline.index.collection import Collection
 from pipeline.index.manifest import Manifest
 from pipeline.settings import Settings
-from pipeline.storage import manifests
+from pipeline.storage import leases, manifests
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.manifests import KnownCollection
@@ -52,6 +52,8 @@ def diagnose(settings: Settings) -> Iterator[Check]:
     if opened:
         yield _check("manifest", lambda: _manifest(settings, opened[0]))
     yield _check("collection", lambda: _collection(settings))
+    if not settings.milvus_is_lite:  # else it is whoever holds the folder
+        yield _check("worker", lambda: _worker(settings))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
@@ -69,6 +71,18 @@ def _database(settings: Settings) -> str:
         return f"{database.ping()}: {counts}; {store.queue_length()} changes wait in the inbox"
     finally:
         database.close()
+
+
+def _worker(settings: Settings) -> str:
+    """Raises NotReady where changes wait and nobody is there to index them."""
+    database = StateDatabase.open(settings.state_url)
+    try:
+        holder, waiting = leases.holder(database, "worker"), ArticleStore(database).queue_length()
+    finally:
+        database.close()
+    if holder is None and waiting:
+        raise NotReady(f"{waiting:,} changes wait, and nobody indexes them", "start yeoul indexers run, or see its log")
+    return f"{holder} indexes" if holder is not None else "none runs, and nothing waits"
 
 
 def _encoder(settings: Settings, opened: list[Manifest]) -> str:

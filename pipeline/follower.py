@@ -139,7 +139,7 @@ class Follower:
         """Where this engine differs from what was visible at its place of the log: article → (revision here, visible
         revision); with `repair` it does not any more."""
         with self._lock:
-            position, _, visible = self._visible_now()
+            position, visible = self._visible_now()
             found = _differences(self._engine.revisions(), visible)
             for entry in self._store.log_since(self._position, limit=_LOG_BATCH)[0]:
                 found.pop(entry.article_id, None)  # it is only not applied yet
@@ -150,7 +150,7 @@ class Follower:
     # ---- under the lock
 
     def _fill(self, on_progress: Callable[[int], None], batch: int) -> None:
-        position, seq, visible = self._visible_now()
+        position, visible = self._visible_now()
         added: set[str] = set()
         try:
             for some in rows.chunks(self._ids_of(visible), batch):
@@ -161,7 +161,7 @@ class Follower:
         except BaseException:
             self._engine.apply(dict.fromkeys(added), [], _NO_VECTORS)
             raise
-        self._position, self.seq = position, seq
+        self._position = position
         self._filled = True
 
     def _ids_of(self, visible: Mapping[str, int]) -> list[str]:
@@ -174,12 +174,12 @@ class Follower:
             for number in range(count)
         ]
 
-    def _visible_now(self) -> tuple[int, int, dict[str, int]]:
-        """(position, settled seq, article → revision) of a moment that the collection has rows for; without the canary."""
-        position, seq, visible = self._store.visible()
+    def _visible_now(self) -> tuple[int, dict[str, int]]:
+        """(position, article → revision) of a moment that the collection has rows for; without the canary."""
+        position, _, visible = self._store.visible()
         bound = manifests.bound(self._store.database, self._collection.name)
         visible.pop(CANARY, None)
-        return (position, seq, visible) if bound is None or bound >= position else (bound, self.seq, visible)
+        return (position if bound is None else min(position, bound)), visible
 
     def _news(self, batch: int) -> News:
         return news.since(
@@ -194,11 +194,11 @@ class Follower:
         """Applies of each article its newest entry; gives how many were replaced since: a later entry says by what."""
         newest = {entry.article_id: entry for entry in new.entries}
         unknown = [e for e in newest.values() if self._told.pop(e.article_id, _NOT_TOLD) != e.revision]
-        gone = {e.article_id: None for e in unknown if e.revision is None}
+        replaced = {e.article_id for e in unknown if new.shown.get(e.article_id, (None, 0))[0] != e.revision}
+        gone = {e.article_id: None for e in unknown if e.revision is None and e.article_id not in replaced}
         if gone:
             self._put(gone, [], _NO_VECTORS)
         wanted = {e.article_id: e.revision for e in unknown if e.revision is not None}
-        replaced = {a for a, revision in wanted.items() if new.shown.get(a, (0, 0))[0] != revision}
         left = self._take({a: revision for a, revision in wanted.items() if a not in replaced}, new)
         self._say(new, newest.keys() - left.keys() - replaced)  # what is read from the collection may take long
         replaced |= self._fetch(left, new.shown)
@@ -218,8 +218,12 @@ class Follower:
             del self._recent[seq]
 
     def _compare(self) -> int:
-        """Makes the engine equal to the registry, whatever it holds; gives the number of articles that differed."""
-        position, seq, visible = self._visible_now()
+        """Makes the engine equal to the registry, whatever it holds; gives the number of articles that differed.
+
+        What is replaced while this looks keeps its old revision here until the log after `position` is applied: so `seq` is
+        left to `catch_up`.
+        """
+        position, visible = self._visible_now()
         differing = _differences(self._engine.revisions(), visible)
         gone = {article_id: None for article_id, (_, shown) in differing.items() if shown is None}
         if gone:
@@ -227,7 +231,7 @@ class Follower:
         self._told.clear()
         wanted = {article_id: shown for article_id, (_, shown) in differing.items() if shown is not None}
         self._fetch(wanted, self._counts(wanted))
-        self._position, self.seq = position, max(self.seq, seq)  # what was replaced meanwhile stands after `position`
+        self._position = position
         return len(differing)
 
     def _take(self, wanted: Mapping[str, int], new: News) -> dict[str, int]:

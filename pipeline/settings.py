@@ -151,7 +151,9 @@ class IndexerSettings(_Section):
         168.0, gt=0, le=8760, description="how long settled changes and the change log are kept, in hours"
     )
     queue_limit: int = Field(
-        100_000, ge=0, description="changes that may wait in the inbox before the API takes no more; 0: any number"
+        100_000,
+        ge=0,
+        description="changes that may wait in the inbox before bulk calls get 429 and sources wait; pushes count by themselves; 0: any number",
     )
 
 

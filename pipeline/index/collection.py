@@ -95,7 +95,7 @@ class Collection:
     def ping(self) -> str:
         """The version of the store, such as `v2.3.5` or `milvus_lite-3.2.2`."""
         with _answering(self._uri):
-            return str(self._client.get_server_version(timeout=_CONNECT_SECONDS))
+            return str(self._client.get_server_version(timeout=READ_SECONDS if self._folder else _CONNECT_SECONDS))
 
     def upsert(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         """Stores `passages` with `vectors` (float32, (len(passages), dim)); a row with the same id is replaced.
@@ -236,7 +236,7 @@ class Collection:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """A call to the store; one at a time where that is Milvus Lite."""
-        with _answering(self._uri), lite.TURN if self._folder else nullcontext():
+        with _answering(self._uri), lite.turn(self._folder) if self._folder else nullcontext():
             yield
 
     @contextmanager
@@ -289,7 +289,7 @@ class Collection:
                 output_fields=list(fields),
                 consistency_level=level,
                 limit=limit,
-                timeout=READ_SECONDS,
+                timeout=_WRITE_SECONDS if self._folder else READ_SECONDS,  # there it waits for its turn
             )
         return list(found)
 
@@ -340,7 +340,7 @@ def _connected(uri: str, token: str) -> MilvusClient:
     lite.take(folder)
     try:
         with _answering(uri):
-            return MilvusClient(lite.address_of(uri), timeout=_CONNECT_SECONDS, dedicated=True)
+            return MilvusClient(lite.address_of(uri), timeout=READ_SECONDS, dedicated=True)  # it may be at work
     except BaseException:
         lite.give_back(folder)
         lite.refuse_where_held(folder)  # another process may have been faster

@@ -2,7 +2,8 @@
 
 Milvus Lite runs as threads inside the first process that opens a folder, or, `apart`, in a process of its own that this one
 starts; a second process is refused with nothing but "Open local milvus failed". Here the holder is named, and the folder is
-given back when its last user here closes, or at the end of `apart`.
+given back when its last user here closes, or at the end of `apart`. A second process may use what the first one has `apart`,
+`beside` it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.errors import FolderInUse, StoreUnavailable
 from pipeline.index.lite_process import UNUSABLE, LiteProcess
 
 # Milvus Lite takes one writer at a time for a collection, and a read that begins before it flushes what is in its memory and goes
-# on after that misses all of it: who uses it here takes turns. All folders share this lock, as one folder is the rule.
-TURN = threading.RLock()
+# on after that misses all of it: who uses it here takes turns (a process of its own answers one request at a time). All folders
+# share this lock, as one folder is the rule.
+_TURN = threading.RLock()
 
 _LOCK_FILE = "LOCK"  # the file inside the folder that Milvus Lite locks (flock)
 _LET_GO_SECONDS = 1.0  # for a process of `apart` to end after the one that started it
@@ -29,7 +31,22 @@ _LOOK_SECONDS = 0.02
 _KERNEL_LOCKS = Path("/proc/locks")  # Linux: who holds which lock
 _counting = threading.Lock()
 _users: Counter[Path] = Counter()
-_apart: dict[Path, LiteProcess] = {}
+_apart: dict[Path, LiteProcess | _Neighbours] = {}
+
+
+class _Neighbours:
+    """Milvus Lite in a process that another one started."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._folder = folder
+        self._address = address
+
+    def address(self) -> str:
+        return self._address
+
+    def away(self, why: str) -> StoreUnavailable:
+        """The error of a call that failed for `why`."""
+        return StoreUnavailable("collection", str(self._folder), why, "is the process that serves still there?")
 
 
 def folder_of(uri: str) -> Path | None:
@@ -48,6 +65,16 @@ def apart(folder: Path) -> Iterator[LiteProcess]:
         del _apart[folder]
 
 
+@contextmanager
+def beside(folder: Path, address: str) -> Iterator[None]:
+    """Within the block `folder` is used at the `address` that the process has which holds it `apart`."""
+    _apart[folder] = _Neighbours(folder, address)
+    try:
+        yield
+    finally:
+        del _apart[folder]
+
+
 def address_of(uri: str) -> str:
     """Where to connect for `uri`: to the process of its own where there is one. Raises StoreUnavailable where that does not
     answer."""
@@ -61,9 +88,14 @@ def unavailable(uri: str, why: str) -> StoreUnavailable:
     return process.away(why) if process is not None else StoreUnavailable("collection", uri, why, UNUSABLE)
 
 
-def _process_of(uri: str) -> LiteProcess | None:
+def _process_of(uri: str) -> LiteProcess | _Neighbours | None:
     folder = folder_of(uri)
     return _apart.get(folder) if folder is not None else None
+
+
+def turn(folder: Path) -> AbstractContextManager[object]:
+    """What a call to Milvus Lite stands in."""
+    return _TURN if folder not in _apart else nullcontext()
 
 
 def take(folder: Path) -> None:

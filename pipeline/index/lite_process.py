@@ -40,7 +40,7 @@ _STOP_SECONDS = 60.0  # it writes what it holds in memory
 _AGAIN_SECONDS = (0.2, 5.0)  # until it is started again: at first, and at most while it ends again and again
 _LONG_LIFE_SECONDS = 60.0  # after which an end is the first one
 _STOP = b"stop"
-_THREADS = 10  # requests at a time, as Milvus Lite has it inside a process
+_NICENESS = 5  # searches go first, which do without it, as they do where the indexers are a process of their own
 _MESSAGE_BYTES = 256 * 2**20
 
 
@@ -126,6 +126,8 @@ class LiteProcess:
             self._socket.unlink(missing_ok=True)
             arguments = (str(self._folder), str(self._socket))
             self._process = started(__name__, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            with suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         with self._process as process:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -152,7 +154,8 @@ def _main(folder: str, socket: str) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         store = _opened(folder)
-        server = _serving(store, socket)
+        at_work = ThreadPoolExecutor(1)  # one request at a time: see `lite.turn`
+        server = _serving(store, socket, at_work)
     except Exception as error:  # noqa: BLE001 - whatever it is, who started this has to say it
         says.write(orjson.dumps({"why": " ".join(str(error).split()) or type(error).__name__}) + b"\n")
         return 1
@@ -161,6 +164,7 @@ def _main(folder: str, socket: str) -> int:
         says.write(orjson.dumps({"ready": True}) + b"\n")
     told_to_end.wait()
     server.stop(grace=2).wait()
+    at_work.shutdown()  # a request of another process may be cancelled and go on
     store.close()
     return 0
 
@@ -185,13 +189,13 @@ def _opened(folder: str) -> MilvusLite:
     return store
 
 
-def _serving(store: MilvusLite, socket: str) -> grpc.Server:
+def _serving(store: MilvusLite, socket: str, at_work: ThreadPoolExecutor) -> grpc.Server:
     """As `milvus_lite.adapter.grpc.server`, which opens the store itself, and a port to everybody on this machine."""
     from milvus_lite.adapter.grpc.servicer import MilvusServicer  # noqa: PLC0415
     from pymilvus.grpc_gen import milvus_pb2_grpc  # noqa: PLC0415
 
     sizes = [(f"grpc.max_{way}_message_length", _MESSAGE_BYTES) for way in ("receive", "send")]
-    server = grpc.server(ThreadPoolExecutor(_THREADS), options=sizes)
+    server = grpc.server(at_work, options=sizes)
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(store), server)
     server.add_insecure_port(f"unix:{socket}")
     server.start()
