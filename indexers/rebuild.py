@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,27 +20,25 @@ from indexers.worker import LEASE
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
 from pipeline.documents import CANARY, Change, passage_id
-from pipeline.errors import LogPruned, NotReady, YeoulError
+from pipeline.errors import LogPruned, NotReady, Unavailable, YeoulError
 from pipeline.ingest import KnownVectors, known_vectors
 from pipeline.storage import leases, manifests, readers
 from pipeline.storage.manifests import KnownCollection, Recipe
 from pipeline.storage.rows import LogEntry
 
-_TOGETHER = 4  # articles: some 40 ms, so that searches beside it get their turn of Kiwi and of the processor
+_TOGETHER = 4  # articles: whoever writes into the same store waits some 10 ms for its turn
 _SEALED_TOGETHER = 160  # articles: what Milvus Lite holds in memory is slow to read
-# Times the work before it, while searches come. What changes must be written faster than it comes.
-_REST, _REPLAY_REST = 4.0, 1.0
-_LONGEST_REST_SECONDS = 1.0
 _LOG_ENTRIES = 500
-_HOLD_SECONDS = 120.0  # the worker's lease while the last changes are written: some milliseconds of work
 _BEHIND = 50  # changes; with fewer to write processes may load
 # Through what has changed, each pass shorter than the one before, until so few changes are left for the worker's wait.
 _PASSES, _FEW = 10, 5
+_ATTEMPTS = 2  # of writing what a collection has lost
 _LOOK_SECONDS = 0.2
+_LINE = 5  # searches that wait in a process: then it has no time to spare, which a rebuild takes, nice as it is
+_LONGEST_PAUSE_SECONDS = 20.0  # until it goes on all the same for a while, lest it never ends
 _REPLAY_SECONDS = 2.0  # between two looks at what changed, while processes load: many changes at a time cost less
 _SECONDS_A_PASSAGE = 0.02  # for a process that answers to load one, beside its searches, ten times over
 _SEEN_SECONDS = 60.0  # for this process to change over after the switch: loading is over by then
-_LEASE_SECONDS = 30.0
 
 _at_work = threading.Lock()  # one rebuild a process
 
@@ -65,16 +64,18 @@ Tell = Callable[[str], None]
 
 
 class Rebuild:
-    """Carries one collection to where it can be put in use. `serves`: somebody else calls `assembly.catch_up`."""
+    """Carries one collection to where it can be put in use, in a process that answers nobody: for those that do it would be a
+    burden, and it is nice to them."""
 
-    def __init__(self, assembly: Assembly, *, serves: bool, tell: Tell, stopped: Callable[[], bool]) -> None:
+    def __init__(self, assembly: Assembly, *, tell: Tell, stopped: Callable[[], bool]) -> None:
         self._assembly = assembly
         self._store = assembly.store
         self._database = assembly.database
-        self._serves = serves
         self._tell = tell
         self._stopped = stopped
         self._holder = f"rebuild:{time.time_ns()}"
+        self._lease: leases.Lease | None = None
+        self._line_due = 0.0  # monotonic: the next look whether searches wait
         self._replay_due = 0.0  # monotonic: the next look at what changed, while this waits
 
     def to_recipe(self, recipe: Recipe, conditions: Conditions) -> None:
@@ -93,6 +94,8 @@ class Rebuild:
             self._tell(f"back to {kept.name}, complete up to line {kept.position:,} of the change log")
             try:
                 self._carry(kept, conditions, fresh=False)
+            except leases.LeaseLost:
+                raise
             except BaseException:
                 manifests.set_state(self._database, kept.name, "kept")
                 raise
@@ -116,16 +119,20 @@ class Rebuild:
             self._follow(target)
             self._check(target, conditions)
             self._switch(target)
-            if not fresh:
-                self._leave_to_the_sweep(target)
+        except leases.LeaseLost:  # the collection is another one's by now
+            raise
         except BaseException:
             manifests.set_state(self._database, known.name, "building")  # nobody need have it in memory any longer
             raise
+        else:
+            self._tidy(target, fresh=fresh)
         finally:
             target.close()
-        if not self._serves:
-            self._until(lambda: self._assembly.connected.name == known.name, _SEEN_SECONDS, "the switch was not seen")
         self._tell(f"{known.name} is in use; the one before is kept: yeoul rollback, or yeoul rebuild --prune")
+        try:
+            self._until(lambda: self._assembly.connected.name == known.name, _SEEN_SECONDS, "the switch was not seen")
+        except (Unavailable, RebuildRefused) as error:  # it is done: tried again, a rollback would go back
+            self._tell(f"this process has not changed over to it: {error}")
 
     def _begun(self, recipe: Recipe) -> tuple[KnownCollection, bool]:
         """The rebuild for `recipe` that was broken off, or a new one, and whether it is new; those for other recipes are given
@@ -143,45 +150,68 @@ class Rebuild:
         return manifests.begin(self._database, name, parts.manifest, recipe), True
 
     def _fill(self, target: Connected, known: KnownCollection) -> None:
-        """Writes every visible article, in order of id, from where an earlier rebuild stopped."""
+        """Writes every visible article, in order of id, from where an earlier rebuild stopped.
+
+        Ids that come after the last one of now are left to the log: where ids count up, there would be no end to them.
+        """
         last, done, encoded = known.last_article, 0, 0
-        total = len(self._store.visible()[2]) if last is not None else 0
-        while last is not None and (some := self._store.shown(after=last, limit=_TOGETHER)):
+        total, end = self._store.shown_end()
+        while last is not None and (some := self._store.shown(after=last, up_to=end, limit=_TOGETHER)):
             self._check_stop()
-            with self._resting(_REST):
-                counts, fresh = self._put(target, some)
-                last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
-                manifests.advance(self._database, target.name, counts, last_article=last)
+            self._let_searches_go_first()
+            counts, fresh = self._put(target, some)
+            last, done, encoded = some[-1].article_id, done + len(some), encoded + fresh
+            manifests.advance(self._database, target.name, counts, last_article=last)
             if done % _SEALED_TOGETHER < _TOGETHER:
                 self._tell(f"{done:,} of {total:,} articles")
-                with self._resting(_REST):
-                    target.ingest.flush()
+                target.ingest.flush()
         if last is not None:
             self._tell(f"{done:,} articles written, {encoded:,} passages encoded")
         self._replay(target)
-        with self._resting(_REST):
-            target.ingest.flush()
+        target.ingest.flush()
+        self._compare_counts(target)
         manifests.advance(self._database, target.name, {}, filled=True)
+
+    def _compare_counts(self, target: Connected) -> None:
+        """Says how many articles and passages old and new have, and writes what the new collection has lost.
+
+        Raises RebuildRefused where it loses it again.
+        """
+        ids = self._store.visible()[2].keys() - {CANARY}
+        for attempt in range(_ATTEMPTS):
+            counts = self._store.visible_passages(ids, collection=target.name)
+            lacking = _lacking_rows(target, counts)
+            if not lacking:
+                break
+            self._tell(f"{len(lacking):,} articles lack passages in {target.name}, such as {lacking[0]!r}")
+            if attempt == _ATTEMPTS - 1:
+                raise RebuildRefused(
+                    f"{target.name} has lost passages of {len(lacking):,} articles twice",
+                    "see the log of the vector store; then yeoul rebuild --prune, and yeoul rebuild",
+                )
+            for start in range(0, len(lacking), _TOGETHER):
+                some = self._store.shown_of(lacking[start : start + _TOGETHER])
+                self._put(target, [c for c in some if c.seq == counts[c.article_id][0]])  # the log tells of the others
+        before = self._assembly.connected.name
+        for name, found in ((before, self._store.visible_passages(ids)), (target.name, counts)):
+            self._tell(f"{name}: {len(found):,} articles, {sum(n for _, n in found.values()):,} passages")
 
     def _follow(self, target: Connected) -> None:
         """Writes what changes, until every process that answers has loaded the collection."""
         while self._replay(target) >= _BEHIND:
             self._check_stop()
 
-    def _replay(self, target: Connected, *, rest: float = _REPLAY_REST) -> int:
+    def _replay(self, target: Connected) -> int:
         """Writes what the log says since the collection's place in it; gives the number of articles."""
         place = manifests.bound(self._database, target.name)
         written = 0
         while place is not None:
             self._check_stop()
-            with self._resting(rest):
-                entries, changed, stale = self._lacking(target, place)
+            entries, changed, stale = self._lacking(target, place)
             for start in range(0, len(changed), _TOGETHER):
-                with self._resting(rest):
-                    counts, _ = self._put(target, changed[start : start + _TOGETHER])
-                    manifests.advance(self._database, target.name, counts)
-            with self._resting(rest):
-                target.collection.delete(stale)
+                counts, _ = self._put(target, changed[start : start + _TOGETHER])
+                manifests.advance(self._database, target.name, counts)
+            target.collection.delete(stale)
             written += len(changed)
             if entries:
                 place = entries[-1].position
@@ -244,8 +274,7 @@ class Rebuild:
         for query in conditions.queries or self._titles():
             self._check_stop()
             self._keep_level(target, coming)
-            with self._resting(_REST):
-                overlaps.append(compared(self._assembly.connected.searcher, coming.searcher, query))
+            overlaps.append(compared(self._assembly.connected.searcher, coming.searcher, query))
         for line in overlap_table(overlaps):
             self._tell(line)
         mean = Overlap.mean(overlaps)
@@ -260,6 +289,7 @@ class Rebuild:
         if time.monotonic() >= self._replay_due:
             self._replay(target)
             if coming is not None:
+                self._assembly.connected.follower.catch_up()
                 coming.follower.catch_up()
             self._replay_due = time.monotonic() + _REPLAY_SECONDS
 
@@ -276,15 +306,21 @@ class Rebuild:
         for _ in range(_PASSES):
             if self._replay(target) <= _FEW:
                 break
-        lease = leases.acquire(self._database, LEASE, self._holder, _HOLD_SECONDS, alone=True)
+        lease = leases.acquire(self._database, LEASE, self._holder, leases.SECONDS, alone=True)
         assert lease is not None  # it is taken over from whoever has it
-        try:
-            self._replay(target, rest=0.0)
+        with leases.kept(self._database, lease, leases.SECONDS):  # some milliseconds of work, mostly
+            self._replay(target)
             position = manifests.switch(self._database, target.name, lease)
-        finally:
-            leases.release(self._database, lease)
-        target.collection.switch_alias(self._assembly.settings.milvus.collection)
         self._tell(f"put in use at line {position:,} of the change log")
+
+    def _tidy(self, target: Connected, *, fresh: bool) -> None:
+        """What remains after the switch. It is done whether this is or not: a rebuild that failed here would be tried again."""
+        try:
+            target.collection.switch_alias(self._assembly.settings.milvus.collection)
+            if not fresh:
+                self._leave_to_the_sweep(target)
+        except Unavailable as error:
+            self._tell(f"the alias or old rows were left as they are ({error}): yeoul verify --repair deletes the rows")
 
     def _leave_to_the_sweep(self, target: Connected) -> None:
         """Rows that nobody has counted: of an attempt that was cut short, or not swept yet when the collection left use."""
@@ -295,14 +331,16 @@ class Rebuild:
 
     # ---- around it
 
-    @contextmanager
-    def _resting(self, times: float) -> Iterator[None]:
-        """Rests after the work of the block, so many `times` as long, where this process answers and searches come: they share the
-        interpreter with it. Beside other processes that answer, being nicer than they are is enough."""
-        begun = time.monotonic()
-        yield
-        if times and self._serves and self._assembly.busy:
-            time.sleep(min(times * (time.monotonic() - begun), _LONGEST_REST_SECONDS))
+    def _let_searches_go_first(self) -> None:
+        """Waits while searches stand in line in a process that answers: being nice does not give back caches and disks. Only
+        while the collection is filled: what changes has to be written faster than it comes."""
+        if time.monotonic() < self._line_due:
+            return
+        end = time.monotonic() + _LONGEST_PAUSE_SECONDS
+        while any(r.waiting >= _LINE for r in readers.alive(self._database)) and time.monotonic() < end:
+            self._check_stop()
+            time.sleep(_LOOK_SECONDS)
+        self._line_due = time.monotonic() + readers.REPORT_SECONDS
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -311,10 +349,11 @@ class Rebuild:
         if not _at_work.acquire(blocking=False):
             raise RebuildRefused("another rebuild is at work", "wait for its end")
         try:
-            lease = leases.acquire(self._database, "rebuild", self._holder, _LEASE_SECONDS, alone=embedded)
+            lease = leases.acquire(self._database, "rebuild", self._holder, leases.SECONDS, alone=embedded)
             if lease is None:
                 raise RebuildRefused("another rebuild is at work", "wait for its end")
-            with leases.kept(self._database, lease, _LEASE_SECONDS):
+            self._lease = lease
+            with leases.kept(self._database, lease, leases.SECONDS):
                 yield
         finally:
             _at_work.release()
@@ -344,10 +383,18 @@ class Rebuild:
                 raise RebuildRefused(
                     f"{what} after {seconds:g} s", "see the logs of the processes that answer; try again"
                 )
-            if not self._serves:
-                self._assembly.catch_up()
+            self._assembly.catch_up()
             time.sleep(_LOOK_SECONDS)
 
     def _check_stop(self) -> None:
+        """Raises RebuildRefused, and LeaseLost where this slept for so long that another rebuild goes on with it."""
         if self._stopped():
             raise RebuildRefused("stopped", "yeoul rebuild goes on where it was")
+        if self._lease is not None:
+            leases.check(self._database, self._lease)
+
+
+def _lacking_rows(target: Connected, counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """The articles of which the collection has fewer rows than `counts` (article → (revision, passages)) says."""
+    rows = Counter((article_id, revision) for _, article_id, revision in target.collection.iterate_ids())
+    return sorted(a for a, (revision, passages) in counts.items() if rows[a, revision] < passages)

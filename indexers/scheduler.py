@@ -7,11 +7,8 @@ source that is added or removed is noticed without a restart. The only file that
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -34,7 +31,6 @@ from pipeline.storage.leases import Lease, LeaseLost
 log = logging.getLogger(__name__)
 
 LEASE = "scheduler"
-_LEASE_SECONDS = 30.0  # after this long without a sign of life another process schedules
 _LOOK_SECONDS = 1.0
 _MISFIRE_SECONDS = 3600  # what was due while the machine slept is made up for, unless it is older than this
 _END_SECONDS = 10.0  # for runs to end that were told to; one that hangs is left behind
@@ -70,14 +66,14 @@ class Scheduler:
         *,
         alone: bool = False,
         look_seconds: float = _LOOK_SECONDS,
-        lease_seconds: float = _LEASE_SECONDS,
+        lease_seconds: float = leases.SECONDS,
     ) -> None:
         self._database = database
         self._plans = plans
         self._alone = alone
         self._look_seconds = look_seconds
         self._lease_seconds = lease_seconds
-        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._holder = leases.new_holder()
         self._stopping = threading.Event()
         self._awake = threading.Event()
         self._thread: threading.Thread | None = None

@@ -8,11 +8,8 @@ failed, and stops no other; where a store does not answer, the inbox keeps every
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +34,6 @@ _BATCH_ARTICLES = 64  # enough to fill Kiwi's and the encoder's batches
 _BATCHES_AHEAD = 6  # analysed while one is written: Kiwi's threads do not wait for a slow write
 _BATCH_CHARS = 400_000  # about 2 s of Kiwi
 _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory in order: unflushed rows search slowly
-_LEASE_SECONDS = 60.0  # after this long without a sign of life another worker takes over
 # From one round to the next, or a rest as long as the round took: a batch costs nearly the same for one change and for ten, and
 # on a busy machine larger ones cost less. A push after a pause waits for none.
 _PACE_SECONDS = 0.08
@@ -109,7 +105,7 @@ class Worker:
         self._sweep_seconds = sweep_seconds
         self._on_commit = on_commit
         self._on_progress = on_progress
-        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._holder = leases.new_holder()
         self._awake = threading.Event()
 
     def wake(self) -> None:
@@ -124,7 +120,7 @@ class Worker:
                 if lease is None:
                     self._rest(self._poll_seconds)
                     continue
-                with leases.kept(self._store.database, lease, _LEASE_SECONDS):
+                with leases.kept(self._store.database, lease, leases.SECONDS):
                     self._serve(lease, stop)
             except LeaseLost as error:
                 log.warning("%s", error)
@@ -144,7 +140,7 @@ class Worker:
                 time.sleep(self._poll_seconds)
                 continue
             try:
-                with leases.kept(self._store.database, lease, _LEASE_SECONDS):
+                with leases.kept(self._store.database, lease, leases.SECONDS):
                     self._drain(_Drain(self._ingest(), lease, totals, stop))
                 break
             except LeaseLost as error:  # to a rebuild, for a moment, or to another worker that goes on with it
@@ -185,7 +181,7 @@ class Worker:
         self._awake.clear()
 
     def _acquired(self) -> Lease | None:
-        lease = leases.acquire(self._store.database, LEASE, self._holder, _LEASE_SECONDS, alone=self._alone)
+        lease = leases.acquire(self._store.database, LEASE, self._holder, leases.SECONDS, alone=self._alone)
         if lease is not None:
             self._alone = False  # whoever takes it over from now on is alive
         return lease

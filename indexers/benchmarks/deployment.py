@@ -125,8 +125,8 @@ def deployed(
         for running in [*serving, *([indexing] if indexing is not None else [])]:
             running.start()
             ended.callback(running.stop)
-            if running.url:
-                deployment.wait_ready(running)  # the first one makes the collection
+        for running in serving:
+            deployment.wait_ready(running)
         yield deployment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,9 @@ import typer
 
 from indexers.commands.terminal import articles_opened, fail, interruptible, tell
 from pipeline import settings as configuration
+from pipeline.errors import YeoulError
+
+_BY_WHOM = ": yeoul serve does it, or yeoul indexers run where there is a Milvus server"
 
 articles_app = typer.Typer(no_args_is_help=True, help="Articles that could not be indexed.")
 
@@ -59,7 +63,9 @@ def sources_list() -> None:
 def sources_add(
     name: Annotated[str, typer.Argument(help="What to call it.")],
     kind: Annotated[str, typer.Argument(help="folder, feed or sql.")],
-    every: Annotated[str, typer.Option(help="60s, 5m, 1h, or five fields of cron.")] = "10m",
+    every: Annotated[
+        str, typer.Option(help="60s, 5m, 1h, or five fields of cron (in this machine's time zone).")
+    ] = "10m",
     option: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE, JSON or text: path=articles, url=https://…/rss")
     ] = None,
@@ -83,16 +89,23 @@ def sources_run(name: Annotated[str, typer.Argument(help="Which one.")]) -> None
     """Read a source now, into the inbox."""
     from indexers.running import run_source
     from indexers.sources.kinds import source_of
-    from pipeline.storage import sources
+    from pipeline.storage import jobs, sources
 
     limit = configuration.load().indexers.queue_limit
     with articles_opened() as store, interruptible() as stop:
         known = sources.find(store.database, name)
         source = source_of(known.name, known.kind, known.options)
-        counts = run_source(store, known, source, queue_limit=limit, stop=stop)
+        job, begun = jobs.of_source(name), datetime.now(UTC)
+        try:
+            counts = run_source(store, known, source, queue_limit=limit, stop=stop)
+        except YeoulError as error:
+            jobs.noted(store.database, job, begun, {}, str(error))
+            raise
+        jobs.noted(store.database, job, begun, counts, None)
         for line in counts.pop("told", []):
             tell(line)
-        print(f"{_counted(counts)}; {store.queue_length():,} changes wait to be indexed")
+        waiting = store.queue_length()
+        print(f"{_counted(counts)}; {waiting:,} changes wait to be indexed{_BY_WHOM if waiting else ''}")
 
 
 @sources_app.command("remove")
