@@ -21,6 +21,7 @@ from api.telemetry import Telemetry
 from pipeline import settings as configuration
 from pipeline.assembly import Assembly
 from pipeline.settings import Settings
+from pipeline.storage.acceptance import PUSH
 
 _STATIC = Path(__file__).parent / "console" / "static"
 _AUDIT_FILE = "audit.log"
@@ -64,6 +65,7 @@ def create_app(
     app.state.access = Access(settings.api)
     app.state.limits = Limits(
         WriteRate(settings.api.writes_per_minute),
+        QueueGauge(lambda: service.store.queue_length(PUSH), settings.indexers.queue_limit),
         QueueGauge(lambda: service.store.queue_length(), settings.indexers.queue_limit),  # noqa: PLW0108 - not open yet
     )
     errors.install(app)

@@ -89,10 +89,17 @@ class QueueGauge:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one app."""
+    """The limits of one app. Changes that are pushed are indexed before all others, so they wait, and count, by themselves:
+    a bulk load that fills the inbox stops no correction and no withdrawal."""
 
     rate: WriteRate
-    queue: QueueGauge
+    pushes: QueueGauge
+    queue: QueueGauge  # of all changes
+
+    def pushed(self, changes: int) -> None:
+        """So many were pushed since the last count."""
+        self.pushes.add(changes)
+        self.queue.add(changes)
 
 
 def limits_of(request: Request) -> Limits:

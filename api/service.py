@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,7 +33,7 @@ from pipeline.errors import InvalidQuery, NotReady, Unavailable, YeoulError
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
-from pipeline.storage import readers
+from pipeline.storage import leases, readers
 from pipeline.storage.acceptance import Progress
 from pipeline.storage.articles import CHANGES, ArticleStore
 from pipeline.storage.rows import LogEntry
@@ -72,7 +69,7 @@ class Service:
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CapacityLimiter, CapacityLimiter]] = (
             WeakKeyDictionary()
         )
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._name = leases.new_holder()
         self._report_due = 0.0  # monotonic
         self._verify_due = time.monotonic() + settings.indexers.reconcile_hours * 3600
         self._listener: Listener | None = None
@@ -160,6 +157,11 @@ class Service:
             self._limiters[loop] = limiters
         return limiters[0 if self.connected.answers_from_memory else 1]
 
+    def _searches_waiting(self) -> int:
+        """How many searches stand in line for those before them."""
+        limiters = [limiter for pair in list(self._limiters.values()) for limiter in pair]
+        return sum(limiter.statistics().tasks_waiting for limiter in limiters)
+
     def _has_applied(self, seq: int) -> bool:
         try:
             follower = self.connected.follower
@@ -230,6 +232,7 @@ class Service:
 
     def _load(self) -> None:
         self.connected.searcher.warm_up()
+        self._check_stop()
         self.connected.load(self._check_stop)
         if self.assembly.lock is not None:  # what is written is written here
             self.connected.told_by_ingest()
@@ -238,6 +241,8 @@ class Service:
     def _check_stop(self, _rows: int = 0) -> None:
         if self._stop.is_set():
             raise _Stopped
+        with suppress(YeoulError):
+            self._report()  # a rebuild waits for those who are loading too
 
     def _follow(self) -> None:
         while not self._stop.is_set():
@@ -271,7 +276,11 @@ class Service:
             return
         self._report_due = time.monotonic() + readers.REPORT_SECONDS
         assembly = self.assembly
-        readers.report(assembly.database, self._name, assembly.newest, assembly.connected.follower.position)
+        position = assembly.connected.follower.position
+        waiting = self._searches_waiting()
+        asked = readers.report(assembly.database, self._name, assembly.newest, position, waiting=waiting)
+        if asked is not None and assembly.connected.follower.loaded:
+            readers.answer(assembly.database, self._name, self._compare(repair=asked == "repair"))
 
     def _verify(self) -> None:
         """Now and then compares what is in memory with the registry, and mends it: on a server nobody else can."""
@@ -279,10 +288,16 @@ class Service:
         if self.assembly.lock is not None or not hours or time.monotonic() < self._verify_due:
             return
         self._verify_due = time.monotonic() + hours * 3600
-        differing = self.connected.follower.compare(repair=True)
-        self.metrics.mended(len(differing))
+        self._compare(repair=True)
+
+    def _compare(self, *, repair: bool) -> int:
+        """How many articles in memory were not as the registry says; with `repair` they are now."""
+        differing = self.connected.follower.compare(repair=repair)
         if differing:
-            log.error("%d articles in memory were not as the registry says, and are now", len(differing))
+            self.metrics.mended(len(differing) if repair else 0)
+            told = "and are now" if repair else "and are left so"
+            log.error("%d articles in memory were not as the registry says, %s", len(differing), told)
+        return len(differing)
 
     def _until_done(self, step: Callable[[], None]) -> bool:
         """Tries `step` until it succeeds, waiting longer each time; False where the service was stopped before."""

@@ -5,6 +5,7 @@ One registry an app, so that several can live in a process. Labels have few valu
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SHOWN_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5)  # of freshness, to people
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _NO_ROUTE = "none"
 
@@ -29,6 +31,16 @@ class Gauges:
     lag: int
     failed: int
     late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How long `count` changes took: `within` maps seconds to the share of them, 0..1, that took no longer."""
+
+    change: str
+    origin: str
+    count: int
+    within: Mapping[float, float]
 
 
 class Metrics:
@@ -87,6 +99,19 @@ class Metrics:
     def fresh(self, *, change: str, origin: str, seconds: float) -> None:
         """A change (publish, delete) of a push or of the canary that searches see after `seconds`."""
         self._fresh.labels(change, origin).observe(seconds)
+
+    def freshness(self) -> list[Spread]:
+        """How the changes that this process has seen so far spread over time, by kind and origin; in their order."""
+        counts: dict[tuple[str, str], dict[float, int]] = {}
+        for metric in self._fresh.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_bucket"):
+                    bounds = counts.setdefault((sample.labels["origin"], sample.labels["change"]), {})
+                    bounds[float(sample.labels["le"])] = int(sample.value)
+        return [
+            Spread(change, origin, bounds[math.inf], {s: bounds[s] / bounds[math.inf] for s in _SHOWN_SECONDS})
+            for (origin, change), bounds in sorted(counts.items(), reverse=True)
+        ]
 
     def mended(self, articles: int) -> None:
         """So many articles of the index in memory differed from the registry, and were read anew."""

@@ -34,7 +34,7 @@ from api.schemas import (
 )
 from api.security import access_of, administrator, key_of
 from api.service import Running, Service
-from pipeline.documents import CANARY, checked_id
+from pipeline.documents import checked_id
 from pipeline.storage import jobs, manifests, readers
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
@@ -177,16 +177,14 @@ def act(database: StateDatabase, name: str, action: Action) -> None:
 
 
 def failures(store: ArticleStore, limit: int) -> tuple[list[Failed], int]:
-    """The articles that failed, oldest first, at most `limit`, and how many there are. The canary is none of them:
-    that it failed is told by freshness."""
-    found = [one for one in store.failed(limit + 1) if one.article_id != CANARY]
-    return found[:limit], store.counts().get("failed", 0)
+    """The articles that failed, oldest first, at most `limit`, and how many there are."""
+    return store.failed(limit), store.counts().get("failed", 0)
 
 
 async def try_again(service: Service, request: Request, ids: Sequence[str] | None) -> list[Accepted]:
     """Queues those of the articles `ids` (None: all) that failed, and notes it in the audit's record of `request`."""
     queued = await run_in_threadpool(service.store.retry, ids)
-    limits_of(request).queue.add(len(queued))
+    limits_of(request).pushed(len(queued))
     if queued:
         record = record_of(request)
         record.first_seq, record.last_seq = queued[0].seq, queued[-1].seq

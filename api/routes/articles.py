@@ -166,11 +166,11 @@ def _article(data: dict[str, Any], article_id: str) -> Article:
 
 
 def _accepted(request: Request, accept: Callable[[], Accepted]) -> Accepted:
-    """`accept()`, unless the inbox is full (QueueFull): then nothing is done. May block."""
-    queue = limits_of(request).queue
-    queue.check()
+    """`accept()`, unless the inbox is full of such changes (QueueFull): then nothing is done. May block."""
+    limits = limits_of(request)
+    limits.pushes.check()
     accepted = accept()
-    queue.add(int(not accepted.unchanged))
+    limits.pushed(int(not accepted.unchanged))
     record_of(request).seq = accepted.seq
     return accepted
 

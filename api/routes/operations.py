@@ -31,6 +31,7 @@ from api.limits import BoundedRequest
 from api.routes.admin import Action, JobName, Overview, act, failures, overview, try_again
 from api.security import Caller, access_of
 from api.service import Running, Service
+from api.telemetry import Spread
 from pipeline.documents import checked_id
 from pipeline.errors import JobNotFound, YeoulError
 from pipeline.storage import jobs
@@ -49,7 +50,10 @@ _SHOWN_FAILED = 20
 _UNITS = (("일", 86_400), ("시간", 3_600), ("분", 60), ("초", 1))  # in seconds, largest first
 _OUTCOMES = {"never": "아직 안 함", "running": "하는 중", "done": "잘됨", "failed": "실패"}
 _STATES = {"building": "짓는 중", "ready": "다 지음", "active": "쓰는 중", "kept": "남겨 둠"}
+_CHANGES = {"publish": "올린 글이 검색되기까지", "delete": "지운 글이 사라지기까지"}
+_ORIGINS = {"push": "보낸 글", "canary": "카나리아"}
 _STATUSES = {"queued": "대기", "indexed": "검색됨", "failed": "실패", "deleted": "지움"}
+_NAMES = {"states": _STATES, "statuses": _STATUSES, "changes": _CHANGES, "origins": _ORIGINS}
 _KEY_NEEDED = "이 쪽은 관리하는 사람만 봅니다. 이름은 아무것이나, 암호는 범위 admin이 있는 키를 적어 주세요."
 _NOT_LOCAL = (
     "키를 설정하지 않은 동안에는 여울이 도는 컴퓨터에서만 볼 수 있습니다. "
@@ -86,6 +90,7 @@ class Sight:
     failed: list[Failed]
     failed_total: int
     troubles: list[str]
+    freshness: list[Spread]
 
 
 class _ForeignForm(NotAllowed):
@@ -141,7 +146,7 @@ async def _posted(service: Service, request: Request, do: Callable[[dict[str, st
 async def _page(service: Service, request: Request, problem: YeoulError | None = None) -> Response:
     """The page with what there is to see, if the visitor may; with `problem`, if there is one."""
     now = datetime.now(UTC)
-    context: dict[str, Any] = {"names": {"states": _STATES, "statuses": _STATUSES}, "since": partial(_since, now=now)}
+    context: dict[str, Any] = {"names": _NAMES, "since": partial(_since, now=now)}
     try:
         visitor = await _visitor(service, request)
         context |= {"token": visitor.token, "sight": await run_in_threadpool(_seen, service)}
@@ -207,6 +212,7 @@ def _seen(service: Service) -> Sight:
         failed=failed,
         failed_total=total,
         troubles=[str(reason) for reason in service.reasons()],
+        freshness=service.metrics.freshness(),
     )
 
 
