@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
@@ -22,6 +23,28 @@ from tests.write_path import DIM, Stage
 
 if TYPE_CHECKING:
     from tests.api_server import ApiServer
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes long now and then
+hypothesis.settings.load_profile("any machine")
+
+# Files of minutes, which two workers should not have before them at the end, when there is nothing else left to do.
+_FIRST = ("test_cli.py", "test_faults.py", "test_live_model.py", "test_rebuild.py", "test_crash.py")
+_LAST = ("test_bench.py",)  # what loads an index there takes the processor only where nobody else wants it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(item.path.name))
+
+
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (name in _LAST)
+
+
+@pytest.fixture(scope="session")
+def environment(pytestconfig: pytest.Config) -> dict[str, str]:
+    """For processes of `yeoul`: kiwi-static's table is derived once a checkout."""
+    cache = pytestconfig.cache
+    return {"YEOUL_ENCODER__CACHE_DIR": str(cache.mkdir("kiwi-static"))} if cache is not None else {}
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +84,15 @@ def running_postgres_server() -> Iterator[postgres_server.Server]:
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database of its own."""
+    server: postgres_server.Server = request.getfixturevalue("postgres_server")
+    url = postgres_server.new_database(server.url)
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def module_postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One for all tests of a file: emptying it is a tenth of the work of making it."""
     server: postgres_server.Server = request.getfixturevalue("postgres_server")
     url = postgres_server.new_database(server.url)
     yield url

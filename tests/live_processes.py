@@ -377,9 +377,9 @@ class Process:
             self.progress.notify_all()
 
 
-def opened(settings: Settings, analyser: Analyser) -> Assembly:
-    """An assembly around a fake encoder."""
-    lock = FolderLock.take(settings.data_dir, "a test") if settings.milvus_is_lite else None
+def opened(settings: Settings, analyser: Analyser, *, alone: bool = True) -> Assembly:
+    """An assembly around a fake encoder; not `alone` it uses the folder beside the one that holds it."""
+    lock = FolderLock.take(settings.data_dir, "a test") if settings.milvus_is_lite and alone else None
     encoder: Encoder = WordEncoder(_DIM)
     database = StateDatabase.open(settings.state_url)
     in_use = manifests.active(database)

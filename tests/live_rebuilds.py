@@ -17,30 +17,24 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.parts import recipe_of
 from pipeline.settings import Settings
 from pipeline.storage.leases import LeaseLost
-from tests.live_processes import Process, Record, opened
+from tests.live_processes import Record, opened
 
 RECIPES = ((16, 0), (24, 1), (40, 0))  # tokens of a passage, sentences that two share
 _NAME = re.compile(r"storm_\d+_\d+")
 _PATIENCE = 60.0  # seconds until every reader has loaded the new collection
 _CONDITIONS = Conditions(min_overlap=0, wait_seconds=_PATIENCE)
 
-Builder = Callable[[], AbstractContextManager[tuple[Assembly, bool]]]  # the assembly, and whether somebody else follows
+Builder = Callable[[], AbstractContextManager[Assembly]]
 Task = Callable[[Rebuild, Assembly], None]
 
 
 @contextmanager
-def serving(process: Process) -> Iterator[tuple[Assembly, bool]]:
-    """By the process that serves."""
-    yield process.assembly, True
-
-
-@contextmanager
-def alone(settings: Settings, analyser: Analyser) -> Iterator[tuple[Assembly, bool]]:
-    """By a process of its own, as `yeoul rebuild` is on a server."""
-    assembly = opened(settings, analyser)
+def builder(settings: Settings, analyser: Analyser) -> Iterator[Assembly]:
+    """The parts of a process of its own, as `yeoul rebuild` is."""
+    assembly = opened(settings, analyser, alone=False)
     try:
         assembly.connect().load()
-        yield assembly, False
+        yield assembly
     finally:
         assembly.close()
 
@@ -97,8 +91,8 @@ class Rebuilds:
 
     def _carry(self, task: Task) -> None:
         try:
-            with self._builder() as (assembly, serves):
-                task(Rebuild(assembly, serves=serves, tell=lambda _: None, stopped=self._end.is_set), assembly)
+            with self._builder() as assembly:
+                task(Rebuild(assembly, tell=lambda _: None, stopped=self._end.is_set), assembly)
                 self.outcomes["done"] += 1
         except RebuildRefused as error:  # stopped, nothing kept, the log pruned
             self.outcomes[f"refused: {_NAME.sub('a collection', error.message.split(' (')[0])}"] += 1

@@ -35,7 +35,7 @@ from pipeline.storage.rows import Accepted
 from pipeline.storage.tables import leftovers
 from tests.live_model import CATEGORIES, Answer, Model, composed
 from tests.live_processes import DEATHS, ErrorLog, Process, Record
-from tests.live_rebuilds import RECIPES, Builder, Rebuilds, alone, back, serving, to_chunking
+from tests.live_rebuilds import RECIPES, Rebuilds, back, builder, to_chunking
 
 _ARTICLES = 24  # their passages stay below the candidates of a search: every answer shows every article
 _CANDIDATES = 1000
@@ -146,7 +146,7 @@ class Storm:
         self._worker = next(process for process in self._processes if process.works)
         self._database = StateDatabase.open(self._worker.settings.state_url)
         self._store = ArticleStore(self._database)
-        self._rebuilds = Rebuilds(self._builder(site), self.record)
+        self._rebuilds = Rebuilds(partial(builder, site.settings("builder", "resident"), analyser), self.record)
         sources.add(self._database, _SOURCE, "folder", {}, "1h")
 
     def __enter__(self) -> Storm:
@@ -374,12 +374,6 @@ class Storm:
         """Mostly waits until little is queued; sometimes until nothing is, sometimes for nothing."""
         most = self._chance.choices((_QUEUE, 0, _ANY), (60, 10, 30))[0]
         self._await(lambda: self._store.queue_length() <= most, "the inbox is not drained")
-
-    def _builder(self, site: Site) -> Builder:
-        """Who rebuilds: the process that serves, or where the stores are shared one of its own."""
-        if not site.shared:
-            return partial(serving, self._worker)
-        return partial(alone, site.settings("builder", "resident"), self._analyser)
 
     def _await(self, condition: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + _PATIENCE

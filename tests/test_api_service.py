@@ -14,15 +14,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from indexers import operations
 from indexers.worker import Worker
 from pipeline.assembly import Assembly
+from pipeline.control import Call
 from pipeline.encoding.encoder import Encoder
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import NotReady, StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.korean.morphemes import Analyser
+from pipeline.retrieval.searcher import Searcher
 from pipeline.settings import Settings
 from pipeline.storage import leases, readers
 from tests.api_server import KEY, assembly_of, settings_in
+from tests.faults import until
 from tests.stores import EMBEDDED_ALONE
 
 ARTICLE = {"title": "물떼새", "body": "물떼새가 알을 품는다"}
@@ -147,7 +151,7 @@ def test_a_database_that_takes_no_reports_stops_no_search_and_no_wait(
 ) -> None:
     refused = threading.Event()
 
-    def report(*_: object) -> None:
+    def report(*_: object, **__: object) -> None:
         refused.set()
         raise StoreUnavailable("state database", "test", "No space left on device", "make room")
 
@@ -158,7 +162,7 @@ def test_a_database_that_takes_no_reports_stops_no_search_and_no_wait(
         assert refused.wait(10)
         assert client.put("/v1/articles/a?wait=true", json=ARTICLE).status_code == 200
         assert client.get("/readyz").status_code == 200
-    assert "No space left on device" in caplog.text
+        until(lambda: "No space left on device" in caplog.text, 10, "it is not told")  # while loading it is not
 
 
 @EMBEDDED_ALONE  # what is wrong is in memory
@@ -178,6 +182,35 @@ def test_what_is_wrong_in_memory_is_mended_now_and_then(assembly: Assembly, monk
         assert "yeoul_index_mended_total 1.0" in client.get("/metrics").text
 
 
+def test_a_process_that_is_asked_compares_what_it_has_in_memory_and_mends_it_only_if_that_is_asked(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "REPORT_SECONDS", 0.02)
+    database = assembly.database
+
+    def differing(what: readers.Asked) -> int:
+        readers.ask(database, what)
+        while (comparison := readers.comparisons(database)[0]).differing is None:
+            time.sleep(0.01)
+        return comparison.differing
+
+    with _client(assembly, lambda: None) as client:
+        client.put("/v1/articles/a", json=ARTICLE)
+        Worker(assembly.store, assembly.ingest).drain()
+        engine = assembly.connected.engine()[0]
+        while engine.revisions() != {"a": 1} or not readers.comparisons(database):
+            time.sleep(0.01)
+        assert differing("compare") == 0
+        engine.apply({"a": None}, [], np.zeros((0, 0), dtype=np.float32))
+        assert (differing("compare"), engine.revisions()) == (1, {})
+        told: list[Any] = []
+        assert operations._compared_by_readers(assembly, Call(told.append), repair=True) == 0
+        assert [line["out"].partition(": ")[2] for line in told] == [
+            "1 articles in memory are not as the registry says, mended"
+        ]
+        assert (differing("compare"), engine.revisions()) == (0, {"a": 1})
+
+
 @EMBEDDED_ALONE  # the load never asks a store
 def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
     loading = threading.Event()
@@ -193,3 +226,28 @@ def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypat
         assert loading.wait(5)
         began = time.monotonic()
     assert time.monotonic() - began < 5
+
+
+@EMBEDDED_ALONE
+def test_a_process_reports_how_many_searches_stand_in_line(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        assert go_on.wait(30)
+        raise NotReady("it was slow", "no harm")
+
+    with _client(assembly, lambda: None) as client:
+        until(lambda: client.get("/readyz").status_code == 200, 30, "not ready")
+        monkeypatch.setattr(Searcher, "search", slow)
+        asked = [threading.Thread(target=client.get, args=("/v1/search?q=물떼새",)) for _ in range(4)]
+        for one in asked:
+            one.start()
+        try:
+            until(
+                lambda: [r.waiting for r in readers.alive(assembly.database)] == [3], 30, "three should stand in line"
+            )
+        finally:
+            go_on.set()
+            for one in asked:
+                one.join()
+        until(lambda: [r.waiting for r in readers.alive(assembly.database)] == [0], 30, "nobody waits any more")

@@ -283,6 +283,17 @@ def test_shown_gives_what_is_visible_with_the_content_of_its_revision(store: Art
     bodies = {name: shown_article.body for name, (_, shown_article) in shown.items() if shown_article is not None}
     assert bodies == {name: "새 본문" if name == "글3" else "본문" for name in shown}
     assert sorted(c.article_id for c in store.shown_of(["글4", "글7", "없는 글"])) == ["글4"]
+    number, last = store.shown_end()
+    assert number == len(shown)
+    assert [c.article_id for c in store.shown(after=first[-1].article_id, up_to=last, limit=99)] == [
+        c.article_id for c in rest
+    ]
+    assert [c.article_id for c in store.shown(up_to=first[3].article_id)] == [c.article_id for c in first[:4]]
+
+
+def test_of_an_empty_store_nothing_is_shown(store: ArticleStore) -> None:
+    assert store.shown() == []
+    assert store.shown_end() == (0, "")
 
 
 def test_only_articles_that_may_have_old_rows_are_swept(store: ArticleStore, lease: Lease) -> None:
@@ -309,6 +320,19 @@ def test_old_rows_stay_until_the_grace_of_the_last_change_is_over(store: Article
     store.accept(article("가", body="셋"))
     store.fail(store.queued(1)[0], "왜냐하면", lease)  # a failure makes nothing due earlier
     assert store.due_leftovers() == []
+
+
+def test_what_was_pruned_stays_known_as_settled_though_older_numbers_are_pruned_later(
+    store: ArticleStore, lease: Lease
+) -> None:
+    """A push overtakes a bulk load, and is pruned before it."""
+    bulk, pushed = (store.accept(article(name)) for name in ("무더기", "급한 것"))
+    last = store.accept(article("끝"))
+    commit(store, [change for change in store.queued(9) if change.seq == pushed.seq], lease)
+    assert store.prune(0) == (1, 1)
+    commit(store, [change for change in store.queued(9) if change.seq == bulk.seq], lease)
+    assert store.prune(0) == (1, 1)
+    assert [store.progress(one.seq) for one in (bulk, pushed, last)] == ["settled", "settled", "queued"]
 
 
 def test_a_revision_that_was_cut_short_is_looked_for_beside_the_one_that_is_known(

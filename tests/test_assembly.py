@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from pipeline.index.resident import ResidentEngine
 from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings, load
+from pipeline.storage import manifests
+from tests import milvus_server
 from tests.api_server import assembly_of
 
 ARTICLES = [
@@ -36,6 +41,7 @@ ARTICLES = [
         tags=("연말정산",),
     ),
 ]
+_AT_ONCE = 4
 QUERY = SearchRequest(text="월세 세금 돌려받기")
 
 
@@ -211,6 +217,25 @@ def test_a_folder_without_articles_takes_other_settings(empty: Folder) -> None:
         assembly.connect()
     for assembly in opened(empty.with_passages_of(100)):
         assert assembly.connect().manifest.max_tokens == 100
+
+
+@pytest.mark.server
+@pytest.mark.postgres
+def test_processes_that_start_at_once_make_one_collection(
+    tmp_path: Path, analyser: Analyser, encoder: Encoder, milvus_uri: str, postgres_url: str
+) -> None:
+    prefix = f"atonce_{time.time_ns()}"
+    milvus = {"collection": prefix, "uri": milvus_uri, "token": milvus_server.TOKEN}
+    settings = Settings.model_validate({"data_dir": tmp_path, "milvus": milvus, "database_url": postgres_url})
+    with ExitStack() as closed, ThreadPoolExecutor(_AT_ONCE) as pool:
+        assemblies = [assembly_of(settings, analyser, encoder) for _ in range(_AT_ONCE)]
+        for assembly in assemblies:
+            closed.callback(assembly.close)
+        connected = list(pool.map(lambda assembly: assembly.connect(), assemblies))
+        assert {each.name for each in connected} == {f"{prefix}_1"}
+        assert [known.name for known in manifests.known(assemblies[0].database, "active", "dropped")] == [f"{prefix}_1"]
+        made = [name for name in connected[0].collection.list_collections() if name.startswith(prefix)]
+        assert made == [f"{prefix}_1"]
 
 
 def test_it_is_busy_for_a_while_after_a_search(indexed: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

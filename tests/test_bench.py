@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import pytest
 
 from indexers.benchmarks.deployment import deployed
 from indexers.benchmarks.freshness import Figures, measured
+from tests.faults import until
 
 _PASSAGES, _SECONDS = 400, 4.0
+_LONGEST_SECONDS = 400.0  # for a nice process beside everything else
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -25,9 +30,15 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.
 
         def rebuild() -> None:
             command = [sys.executable, "-m", "yeoul", "rebuild"]
-            subprocess.run(command, cwd=deployment.folder, env=dict(deployment.environment), check=True, timeout=120)
+            with subprocess.Popen(command, cwd=deployment.folder, env=dict(deployment.environment)) as process:
+                until(lambda: _niceness(process.pid) >= _niceness(0) + 15, 30, "a rebuild does not let others go first")
+                assert process.wait(_LONGEST_SECONDS) == 0
 
         return measured(deployment, passages=_PASSAGES, seconds=_SECONDS, rebuild=rebuild)
+
+
+def _niceness(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
 
 
 def test_pushes_corrections_and_deletes_are_searchable_and_no_answer_is_wrong_also_during_a_rebuild(

@@ -62,13 +62,6 @@ def counts(shell: Shell) -> tuple[dict[str, int], int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def environment(pytestconfig: pytest.Config) -> dict[str, str]:
-    """kiwi-static's table is derived once a checkout."""
-    cache = pytestconfig.cache
-    return {"YEOUL_ENCODER__CACHE_DIR": str(cache.mkdir("kiwi-static"))} if cache is not None else {}
-
-
 @pytest.fixture
 def empty(tmp_path: Path, environment: dict[str, str]) -> Shell:
     """A folder in which nothing was ever indexed."""

@@ -296,6 +296,9 @@ def test_leftovers_of_a_database_from_before_are_still_to_be_swept(empty_url: st
             text("CREATE TABLE leftovers (article_id VARCHAR(800) PRIMARY KEY, due_at TIMESTAMP NOT NULL)")
         )
         connection.execute(text("INSERT INTO leftovers VALUES ('a', '2026-03-02 09:00:00.000000')"))
+        connection.execute(text("ALTER TABLE source_articles DROP COLUMN delivered_hash"))
+        for column in ("asked", "differing", "waiting"):
+            connection.execute(text(f"ALTER TABLE readers DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     database.close()
     database = StateDatabase.open(empty_url)
@@ -396,3 +399,20 @@ def test_times_come_back_as_the_same_moment_in_utc(state_url: str) -> None:
     database.close()
     assert kept == moment
     assert kept.tzinfo is UTC
+
+
+def test_threads_that_write_at_once_take_turns_and_one_that_waits_for_too_long_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_S", 0.1)
+
+    def write() -> None:
+        with database.write():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.write(), pytest.raises(StoreUnavailable, match="locked"):
+            pool.submit(write).result()
+        pool.submit(write).result()
+    database.close()

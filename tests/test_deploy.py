@@ -312,7 +312,7 @@ def test_the_environment_of_a_service_is_taken_as_settings(
     given = {**_example(), "MILVUS_PASSWORD": "secret", "POSTGRES_PASSWORD": "secret"}
     monkeypatch.chdir(tmp_path)
     for variable, value in _services()[name]["environment"].items():
-        assert variable in _variables_of_settings() | {"PGPASSWORD"}
+        assert variable in _variables_of_settings() | {"PGPASSWORD", "TZ"}
         monkeypatch.setenv(variable, re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given[found[1]], value))
     settings = configuration.load()
     assert not settings.milvus_is_lite

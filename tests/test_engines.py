@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -381,7 +382,8 @@ def test_a_reader_sees_one_revision_of_an_article_while_it_is_replaced(shelf: Sh
     shelf.revision = 1
     shelf.put("글", [["대출"], ["대출", "금리"]])
     failures: list[Exception] = []
-    done = threading.Event()
+    searches: list[int] = []
+    done, ended = threading.Event(), threading.Event()
 
     def write() -> None:
         try:
@@ -389,7 +391,10 @@ def test_a_reader_sees_one_revision_of_an_article_while_it_is_replaced(shelf: Sh
             for step in range(15):
                 replaced, before = before, shelf.visible["글"]
                 shelf.put("글", [["대출", WORDS[step % 4]], ["대출", "금리"]])
-                shelf.collection.delete([p.id for p in replaced])  # the grace: one change long
+                so_far = len(searches)
+                while len(searches) == so_far and not ended.is_set():
+                    time.sleep(0.001)
+                shelf.collection.delete([p.id for p in replaced])  # the grace: a change and a search long
         except Exception as error:  # noqa: BLE001 (shown by the assertion below)
             failures.append(error)
         finally:
@@ -398,15 +403,21 @@ def test_a_reader_sees_one_revision_of_an_article_while_it_is_replaced(shelf: Sh
     writer = threading.Thread(target=write)
     writer.start()
     seen = set()
-    while not done.is_set():
-        found = shelf.engine.search(question(["대출"]))
-        shown = {i for i, article_id in zip(found.passage_ids, found.article_ids, strict=True) if article_id == "글"}
-        revisions = {int(i.split("#")[1]) for i in shown}
-        assert len(revisions) == 1, shown
-        assert len(shown) == 2, shown
-        assert len(found.passage_ids) == 22
-        seen |= revisions
-    writer.join()
+    try:
+        while not done.is_set():
+            found = shelf.engine.search(question(["대출"]))
+            searches.append(len(found.passage_ids))
+            shown = {
+                i for i, article_id in zip(found.passage_ids, found.article_ids, strict=True) if article_id == "글"
+            }
+            revisions = {int(i.split("#")[1]) for i in shown}
+            assert len(revisions) == 1, shown
+            assert len(shown) == 2, shown
+            seen |= revisions
+    finally:
+        ended.set()
+        writer.join()
+    assert set(searches) == {22}
     assert failures == []
     shelf.withdraw("글")
     assert "글" not in shelf.engine.search(question(["대출"])).article_ids

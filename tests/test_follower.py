@@ -26,6 +26,8 @@ from pipeline.index.resident import ResidentEngine
 from pipeline.ingest import Ingest
 from pipeline.korean.bigrams import bigrams
 from pipeline.storage import leases, manifests, news
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.news import News
 from tests.stores import EMBEDDED_ALONE, SERVERS_ALONE
 from tests.write_path import DIM, Stage
 
@@ -265,6 +267,26 @@ def test_of_a_bulk_and_of_long_articles_nothing_is_carried(stage: Stage, monkeyp
     assert not other.carried
 
 
+@EMBEDDED_ALONE  # the order of what is told and what the log says
+def test_an_old_delete_in_the_log_does_not_take_away_what_was_told_meanwhile(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOG_BATCH", 1)
+    published(stage, "가", _BODIES[0])
+    recording = Recording()
+    follower = Follower(stage.store, stage.collection, recording)
+    follower.load()
+    stage.delete("가")
+    ingest = stage.ingest()
+    ingest.observer = follower.tell
+    published(stage, "가", _BODIES[1], ingest)
+    recording.applied.clear()
+    follower.catch_up()
+    assert ("가", None) not in recording.applied
+    assert_equal(stage, follower)
+    assert follower.seq == 3
+
+
 def test_a_change_is_applied_though_one_before_it_still_waits(stage: Stage) -> None:
     follower = fresh(stage)
     stage.store.accept_many([Article(id=i, title="제목", body="하나") for i in ("가", "나")], source="bulk")
@@ -455,6 +477,40 @@ def test_a_pruned_log_is_made_good_by_reading_what_differs(stage: Stage) -> None
         assert (follower.seq, follower.behind) == (stage.store.settled_up_to(), False)
         assert follower.position == stage.store.position()
         assert follower.catch_up() == 0
+
+
+def test_what_is_replaced_while_all_is_compared_is_not_claimed_to_be_applied(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the registry and that at the passages another change of 가 is committed: the engine goes on to show
+    the first one, and may not say that it has the second."""
+    published(stage, "가", _BODIES[0])
+    published(stage, "나", _BODIES[1])
+    follower = fresh(stage)
+    published(stage, "가", _BODIES[1])
+    stage.store.prune(0)
+    visible, claimed = ArticleStore.visible, []
+
+    def replaced_after(store: ArticleStore) -> tuple[int, int, dict[str, int]]:
+        found = visible(store)
+        monkeypatch.undo()
+        published(stage, "가", _BODIES[2])
+        return found
+
+    def looked(self: Follower, batch: int) -> News:
+        if self is follower:  # others follow logs of their own in this process
+            claimed.append((follower._engine.revisions()["가"], follower.seq))
+        return look(self, batch)
+
+    assert follower.seq == 2
+    look = Follower._news
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr(Follower, "_news", looked)
+        monkeypatch.setattr(ArticleStore, "visible", replaced_after)
+        follower.catch_up()
+    assert claimed == [(1, 2), (1, 2)]  # before the registry is compared, and after
+    assert (follower._engine.revisions()["가"], follower.seq) == (4, 4)
+    assert_equal(stage, follower)
 
 
 def test_a_follower_of_a_collection_out_of_use_claims_no_later_change(stage: Stage) -> None:

@@ -47,6 +47,19 @@ def measured(metrics: Metrics) -> dict[tuple[str, str], int]:
     }
 
 
+def test_what_people_are_shown_is_the_share_of_changes_within_some_seconds() -> None:
+    metrics = Metrics()
+    assert metrics.freshness() == []
+    metrics.fresh(change="delete", origin="canary", seconds=0.2)
+    for seconds in (0.05, 0.08, 0.3, 20):
+        metrics.fresh(change="publish", origin="push", seconds=seconds)
+    pushes, canary = metrics.freshness()
+    assert (pushes.change, pushes.origin, pushes.count) == ("publish", "push", 4)
+    assert pushes.within == {0.1: 0.5, 0.25: 0.5, 0.5: 0.75, 1: 0.75, 2.5: 0.75, 5: 0.75}
+    assert (canary.change, canary.origin, canary.count) == ("delete", "canary", 1)
+    assert (canary.within[0.1], canary.within[0.25]) == (0, 1)
+
+
 class Service:
     """An assembly whose freshness is watched as `api/service.py` does it. `looks` has, after each commit, the articles that
     searches found, and how many articles and passages were counted."""

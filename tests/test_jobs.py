@@ -93,6 +93,18 @@ def test_a_clock_that_is_behind_loses_no_request(database: StateDatabase, monkey
     assert jobs.requests(database) == ["prune"]
 
 
+@pytest.mark.parametrize("name", ["source:공지", "source:새것"])
+def test_a_run_by_hand_is_told_also_of_a_job_that_nobody_has_scheduled_yet(database: StateDatabase, name: str) -> None:
+    begun = datetime.now(UTC)
+    jobs.noted(database, name, begun, {"deleted": 2}, None)
+    job = jobs.find(database, name)
+    assert (job.outcome, job.counts, job.started_at, job.paused) == ("done", {"deleted": 2}, begun, False)
+    assert job.finished_at is not None
+    jobs.noted(database, name, datetime.now(UTC), {}, "weg")
+    job = jobs.find(database, name)
+    assert (job.outcome, job.counts, job.error) == ("failed", {}, "weg")
+
+
 def test_only_what_runs_can_be_interrupted(database: StateDatabase) -> None:
     jobs.started(database, "prune")
     jobs.interrupted(database, "prune")

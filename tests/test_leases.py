@@ -55,6 +55,14 @@ def test_a_lease_that_ran_out_is_taken_over_with_a_higher_epoch(database: StateD
         leases.renew(database, first, _LONG)
 
 
+def test_who_holds_a_lease_is_told_as_long_as_it_runs(database: StateDatabase) -> None:
+    assert leases.holder(database, "worker") is None
+    held = acquired(database, "a")
+    assert leases.holder(database, "worker") == "a"
+    leases.release(database, held)
+    assert leases.holder(database, "worker") is None
+
+
 def test_who_is_alone_takes_the_lease_of_a_killed_holder_at_once(database: StateDatabase) -> None:
     dead = acquired(database, "a")
     assert leases.acquire(database, "worker", "b", _LONG) is None
@@ -127,3 +135,19 @@ def test_on_postgresql_the_clock_of_the_holders_machine_does_not_matter(
     monkeypatch.setattr(time, "time", lambda: true_time + 2 * _LONG)  # another machine, whose clock is ahead
     assert leases.acquire(database, "worker", "b", _LONG) is None
     database.close()
+
+
+def test_turns_are_taken_one_after_another(database: StateDatabase) -> None:
+    inside, seen = 0, []
+
+    def take(_: int) -> None:
+        nonlocal inside
+        with leases.turn(database, "first collection"):
+            inside += 1
+            seen.append(inside)
+            time.sleep(0.02)
+            inside -= 1
+
+    with ThreadPoolExecutor(_ASKING) as pool:
+        list(pool.map(take, range(_ASKING)))
+    assert seen == [1] * _ASKING

@@ -21,6 +21,7 @@ from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import QueueFull
 from pipeline.korean.morphemes import Analyser
+from pipeline.storage.acceptance import PUSH
 from tests.api_server import KEY, assembly_of, settings_in
 
 OTHER_KEY = "key-of-another-writer"
@@ -244,6 +245,17 @@ def test_a_full_inbox_takes_no_single_change(assembly: Assembly) -> None:
     assert client.get("/v1/articles/c").status_code == 404
     assert client.get("/v1/articles/a").json()["status"] == "queued"
     assert assembly.store.queue_length() == 2
+
+
+def test_a_bulk_load_that_fills_the_inbox_stops_no_push_and_no_withdrawal(assembly: Assembly) -> None:
+    client = _client(assembly, queue_limit=2)
+    assert client.post("/v1/articles:bulk", content=_ndjson(10)).status_code == 200
+    assert _refused(client.post("/v1/articles:bulk", content=_ndjson(1)), "queue_full") == 5
+    assert client.put("/v1/articles/a", json=ARTICLE).status_code == 202
+    assert client.delete("/v1/articles/bulk-3").status_code == 202
+    assert assembly.store.queue_length(PUSH) == 2
+    assert [change.article_id for change in assembly.store.queued(3)] == ["a", "bulk-3", "bulk-0"]
+    assert _refused(client.put("/v1/articles/b", json=ARTICLE), "queue_full") == 5
 
 
 def test_a_change_that_changes_nothing_does_not_fill_the_inbox(assembly: Assembly) -> None:

@@ -38,6 +38,24 @@ with lite.apart(Path(sys.argv[1])) as process:
 """
 
 
+_NEIGHBOUR = """
+import sys
+from pathlib import Path
+from pipeline.index import lite
+from pipeline.index.collection import Collection
+from tests.test_collection import DIM, passage, vectors_for
+
+folder, address, number = sys.argv[1:]
+with lite.beside(Path(folder), address):
+    collection = Collection.open(uri=folder, name="t", dim=DIM)
+    for n in range(int(number)):
+        collection.upsert([passage(f"느시-{n}")], vectors_for(1))
+        assert collection.get([passage(f"느시-{n}").id])
+    collection.close()
+"""
+_ROWS = 50  # of each of two processes at once
+
+
 def opened(folder: Path) -> Collection:
     return Collection.open(uri=str(folder), name="t", dim=DIM)
 
@@ -138,6 +156,24 @@ def test_it_dies_with_the_process_that_started_it(folder: Path) -> None:
     holder.wait()
     until(lambda: not alive(pid), _PATIENCE, "Milvus Lite is left behind")
     assert stored(folder) == [passage("두루미")]
+
+
+def test_another_process_uses_it_at_the_same_time_at_its_address(folder: Path) -> None:
+    with lite.apart(folder) as process:
+        collection = opened(folder)
+        arguments = [sys.executable, "-c", _NEIGHBOUR, str(folder), process.address(), str(_ROWS)]
+        with subprocess.Popen(arguments) as neighbour:
+            for n in range(_ROWS):
+                one = passage(f"두루미-{n}")
+                collection.upsert([one], vectors_for(1))
+                collection.flush()
+                assert collection.get([one.id]) == [one]
+            assert neighbour.wait(_PATIENCE) == 0
+        assert collection.count() == 2 * _ROWS
+        collection.close()
+    with lite.beside(folder, f"unix:{folder}.gone"), pytest.raises(StoreUnavailable) as told:
+        opened(folder)
+    assert "still there" in told.value.hint
 
 
 def test_a_folder_that_cannot_be_used_is_said_and_tried_again(folder: Path) -> None:

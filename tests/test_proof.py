@@ -172,6 +172,7 @@ _WANTED = {
         "Lite belongs to one process: the others go through its socket",
         "keys hashed at rest, scopes, a rate a key, an audit line a write",
         "feeds: time and size limits, http(s) only, no private address",
+        "PostgreSQL and a Milvus server, two processes that answer and one that writes",
         "deploy/: linted, and its commands run outside of images",
     ),
     "Live indexing: targets": (
@@ -180,6 +181,7 @@ _WANTED = {
         "≥ 200 kill -9",
         "a re-publish with unchanged bodies encodes nothing",
         "a rebuild under the load: no failed search, p99 ≤ 3 ×",
+        "acceptance from outside: live",
     ),
     "Live indexing: faults": (
         "malformed NDJSON lines",

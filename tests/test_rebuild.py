@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,18 @@ from indexers.golden import compared
 from indexers.rebuild import Conditions, Rebuild, RebuildRefused
 from indexers.reconcile import verify
 from indexers.worker import Worker
+from pipeline.assembly import Assembly
+from pipeline.connected import Connected
 from pipeline.documents import CANARY, Article, passage_id
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
-from pipeline.errors import ManifestMismatch
+from pipeline.errors import ManifestMismatch, StoreUnavailable
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings
-from pipeline.storage import manifests
+from pipeline.storage import leases, manifests, readers
+from pipeline.storage.database import StateDatabase
+from pipeline.storage.leases import LeaseLost
 from tests import milvus_server
 from tests.api_server import assembly_of
 
@@ -56,8 +59,8 @@ class Place:
         Worker(self.assembly.store, self.assembly.ingest, attempts=1).drain()
         self.assembly.catch_up()
 
-    def rebuild(self, *, serves: bool = False) -> Rebuild:
-        return Rebuild(self.assembly, serves=serves, tell=self.told.append, stopped=lambda: False)
+    def rebuild(self) -> Rebuild:
+        return Rebuild(self.assembly, tell=self.told.append, stopped=lambda: False)
 
     def recipe(self, **chunking: Any) -> manifests.Recipe:
         recipe = dict(recipe_of(self.settings))
@@ -172,10 +175,28 @@ def test_changes_of_the_whole_time_are_in_the_new_index(place: Place, monkeypatc
         return put(self, *arguments)
 
     monkeypatch.setattr(Rebuild, "_put", watched)
-    work = Rebuild(place.assembly, serves=False, tell=disturb, stopped=lambda: False)
+    work = Rebuild(place.assembly, tell=disturb, stopped=lambda: False)
     work.to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0))
     place.assembly.catch_up()
     assert next(steps, None) is None, "there were fewer steps than disturbances"
+    place.agrees()
+
+
+def test_it_ends_where_ids_count_up_as_fast_as_it_writes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.publish(*(article(n) for n in range(16)))
+    numbers = iter(range(20, 60))
+    put = Rebuild._put
+
+    def watched(self: Rebuild, target: Connected, shown: Any) -> Any:
+        for number in [number for _, number in zip(shown, numbers, strict=False)]:
+            place.assembly.store.accept(article(number))
+        Worker(place.assembly.store, place.assembly.ingest, attempts=1).drain()
+        return put(self, target, shown)
+
+    monkeypatch.setattr(Rebuild, "_put", watched)
+    place.rebuild().to_recipe(place.recipe(), Conditions())
+    assert "16 articles written, 0 passages encoded" in place.told
+    assert next(numbers, None) is None
     place.agrees()
 
 
@@ -199,6 +220,20 @@ def worked_on(place: Place) -> Iterator[threading.Event]:
         worker.wake()
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def beside(place: Place) -> Iterator[Assembly]:
+    """The parts of a process of its own, as `yeoul rebuild` is."""
+    parts = place.assembly.parts
+    assembly = Assembly(
+        place.settings, StateDatabase.open(place.settings.state_url), parts.analyser, parts.encoder, None
+    )
+    try:
+        assembly.connect().load()
+        yield assembly
+    finally:
+        assembly.close()
 
 
 def test_under_writes_and_searches_no_answer_lacks_an_article_or_mixes_revisions(place: Place) -> None:
@@ -225,7 +260,9 @@ def test_under_writes_and_searches_no_answer_lacks_an_article_or_mixes_revisions
         for thread in threads:
             thread.start()
         # A third of the articles changes three times a second: what ten best are depends on the moment.
-        place.rebuild(serves=True).to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0.0))
+        with beside(place) as assembly:
+            work = Rebuild(assembly, tell=place.told.append, stopped=lambda: False)
+            work.to_recipe(place.recipe(max_tokens=32), Conditions(min_overlap=0.0))
         deadline = time.monotonic() + _PATIENCE
         while place.assembly.connected.manifest.max_tokens != 32:
             assert time.monotonic() < deadline
@@ -244,7 +281,7 @@ def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, mo
     monkeypatch.setattr(module, "_TOGETHER", 4)
     place.publish(*(article(n) for n in range(12)))
     stopped = iter([False, False, True])
-    work = Rebuild(place.assembly, serves=False, tell=place.told.append, stopped=lambda: next(stopped))
+    work = Rebuild(place.assembly, tell=place.told.append, stopped=lambda: next(stopped))
     with pytest.raises(RebuildRefused, match="stopped"):
         work.to_recipe(place.recipe(max_tokens=32), Conditions())
     [begun] = manifests.known(place.assembly.database, "building")
@@ -257,18 +294,23 @@ def test_a_rebuild_that_was_broken_off_goes_on_where_it_stopped(place: Place, mo
     place.agrees()
 
 
-@pytest.mark.parametrize(("serves", "busy", "rests"), [(True, True, True), (True, False, False), (False, True, False)])
-def test_it_rests_only_where_searches_share_the_process_with_it(
-    place: Place, monkeypatch: pytest.MonkeyPatch, serves: bool, busy: bool, rests: bool
-) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(
-        module, "time", SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns, sleep=slept.append)
-    )
-    monkeypatch.setattr(type(place.assembly), "busy", busy)
-    with place.rebuild(serves=serves)._resting(4.0):
-        time.sleep(0.01)
-    assert [0.04 <= seconds <= 1.0 for seconds in slept] == [True] * rests
+def test_it_waits_while_searches_stand_in_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(waiting: int) -> None:
+        readers.report(place.assembly.database, "one that answers", "", 0, waiting=waiting)
+
+    report(module._LINE - 1)
+    place.rebuild()._let_searches_go_first()  # it does not
+    report(module._LINE)
+    waits = threading.Thread(target=place.rebuild()._let_searches_go_first)
+    waits.start()
+    waits.join(3 * module._LOOK_SECONDS)
+    assert waits.is_alive()
+    report(0)
+    waits.join(_PATIENCE)
+    assert not waits.is_alive()
+    report(module._LINE)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_SECONDS", 0.1)
+    place.rebuild()._let_searches_go_first()  # not for ever
 
 
 def test_answers_that_differ_too_much_stop_it_before_the_switch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,13 +495,95 @@ def test_what_is_replaced_or_deleted_while_a_collection_is_filled_leaves_no_rows
     place.agrees()
 
 
+def test_a_rebuild_that_slept_while_another_one_went_on_with_it_changes_nothing_any_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.publish(*(article(n) for n in range(6)))
+    put, recipe, database = Rebuild._put, place.recipe(), place.assembly.database
+
+    def asleep(rebuild: Rebuild, *given: Any) -> Any:
+        made = put(rebuild, *given)
+        monkeypatch.undo()
+        other = leases.acquire(database, "rebuild", "another one", 60, alone=True)
+        assert other is not None
+        leases.release(database, other)
+        module._at_work.release()  # it would be another process
+        place.rebuild().to_recipe(recipe, Conditions())
+        module._at_work.acquire()
+        return made
+
+    monkeypatch.setattr(Rebuild, "_put", asleep)
+    with pytest.raises(manifests.InUse):
+        place.rebuild().to_recipe(recipe, Conditions())
+    in_use = manifests.active(database)
+    assert in_use is not None
+    assert in_use.name == place.assembly.connected.name
+    late = place.rebuild()
+    with late._alone():
+        late._check_stop()
+        assert leases.acquire(database, "rebuild", "another one", 0, alone=True) is not None
+        with pytest.raises(LeaseLost):
+            late._check_stop()
+    place.agrees()
+
+
+def test_a_store_that_goes_away_after_the_switch_does_not_make_it_a_failure(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be tried again, and a rollback would go back to where it came from."""
+    place.publish(*(article(n) for n in range(6)))
+    before = place.assembly.connected.name
+    place.rebuild().to_recipe(place.recipe(), Conditions())
+    away = StoreUnavailable("collection", "test", "gone", "start it")
+
+    def refuse(*_given: Any) -> Any:
+        raise away
+
+    monkeypatch.setattr(Rebuild, "_leave_to_the_sweep", refuse)
+    monkeypatch.setattr(leases, "release", refuse)
+    place.rebuild().back(Conditions())
+    assert place.assembly.connected.name == before
+    assert any("old rows were left as they are" in line for line in place.told)
+    place.agrees()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_rows_that_the_store_has_lost_are_written_again_or_told_before_anything_is_switched(
+    place: Place, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    place.publish(*(article(n) for n in range(6)))
+    name, passages = place.assembly.connected.name, place.assembly.connected.engine()[0].count
+    found, losses = module._lacking_rows, iter(range(times))
+
+    def with_loss(target: Connected, counts: Any) -> list[str]:
+        if next(losses, None) is not None:
+            target.collection.delete([passage_id("글03", counts["글03"][0], 0)])
+        return found(target, counts)
+
+    monkeypatch.setattr(module, "_lacking_rows", with_loss)
+    if times > 1:
+        with pytest.raises(RebuildRefused, match="has lost passages of 1 articles twice"):
+            place.rebuild().to_recipe(place.recipe(), Conditions())
+        assert place.assembly.connected.name == name
+    else:
+        place.rebuild().to_recipe(place.recipe(), Conditions())
+        fresh = place.assembly.connected.name
+        for line in (
+            f"1 articles lack passages in {fresh}, such as '글03'",
+            f"{name}: 6 articles, {passages:,} passages",
+            f"{fresh}: 6 articles, {passages:,} passages",
+        ):
+            assert line in place.told
+    place.agrees()
+
+
 def test_a_rebuild_left_for_longer_than_the_log_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TOGETHER", 4)
     place.publish(*(article(n) for n in range(8)))
 
     def broken_off() -> manifests.KnownCollection:
         stopped = iter([False, True])
-        work = Rebuild(place.assembly, serves=False, tell=place.told.append, stopped=lambda: next(stopped))
+        work = Rebuild(place.assembly, tell=place.told.append, stopped=lambda: next(stopped))
         with pytest.raises(RebuildRefused, match="stopped"):
             work.to_recipe(place.recipe(max_tokens=32), Conditions())
         [begun] = manifests.known(place.assembly.database, "building")

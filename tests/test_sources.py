@@ -169,6 +169,29 @@ def test_an_older_version_is_counted_and_takes_nothing_over(database: StateDatab
     assert store.state("밀어 넣은 글") == before
 
 
+def test_what_is_delivered_again_as_it_was_brings_no_withdrawn_article_back_and_undoes_no_correction(
+    database: StateDatabase, notices: KnownSource
+) -> None:
+    store = ArticleStore(database)
+    assert keep(database, notices, found=found("가", "나", "다")) == Kept(3, 0, 0, 0)
+    store.accept_delete("가")
+    store.accept(article("나", "고친 본문입니다."))
+    again = [(article("가"), "새 이름.jsonl"), *found("나", "다")]
+    assert keep(database, notices, found=again) == Kept(0, 3, 0, 0)
+    assert store.state("가").article is None
+    corrected = store.state("나").article
+    assert corrected is not None
+    assert corrected.body == "고친 본문입니다."
+    assert sources.articles_of(database, "notices")["가"] == "새 이름.jsonl"
+    assert keep(database, notices, found=again) == Kept(0, 3, 0, 0)  # and again
+
+    changed = [(article(article_id, "새 본문입니다."), "한 파일.jsonl") for article_id in ("가", "나")]
+    assert keep(database, notices, found=changed) == Kept(2, 0, 0, 0)  # the source itself has something new
+    store.accept_delete("가")
+    dated = [(article("가", "새 본문입니다.", datetime.now(UTC)), "한 파일.jsonl")]
+    assert keep(database, notices, found=dated) == Kept(1, 0, 0, 0)  # or says that it is newer
+
+
 def test_a_renamed_article_stays_as_it_is_under_its_new_key(database: StateDatabase, notices: KnownSource) -> None:
     keep(database, notices, found=found("가"))
     before = ArticleStore(database).state("가")

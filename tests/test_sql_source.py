@@ -42,7 +42,6 @@ from indexers.sources.values import fields_of_values, is_set
 from indexers.sources.watermarks import Watermark, from_json, is_comparable, moved, not_after, to_json
 from pipeline.documents import Article
 from pipeline.errors import InvalidArticle, InvalidInput, SourceUnavailable, UnreadableSource
-from tests import postgres_server
 
 _SEOUL = ZoneInfo("Asia/Seoul")
 _START = datetime(2026, 3, 2, 9)  # naive, as most tables have it
@@ -92,22 +91,13 @@ def _removed(batches: Iterable[Batch]) -> list[str]:
     return [article_id for batch in batches for article_id in batch.removed]
 
 
-@pytest.fixture(scope="module")
-def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One for all tests here: emptying it is a tenth of the work of making it."""
-    server: postgres_server.Server = request.getfixturevalue("postgres_server")
-    url = postgres_server.new_database(server.url)
-    yield url
-    postgres_server.drop_database(url)
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty database."""
     if request.param == "sqlite":
         (tmp_path / "source.db").touch()
         return f"sqlite:///{tmp_path / 'source.db'}"
-    url = str(request.getfixturevalue("postgres_database"))
+    url = str(request.getfixturevalue("module_postgres_url"))
     engine = create_engine(url, poolclass=NullPool)
     _run_sql(engine, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     return url
@@ -382,14 +372,14 @@ def test_values_finer_than_the_driver_are_told_instead_of_read_for_ever(tmp_path
 @pytest.mark.postgres
 @pytest.mark.parametrize(("kind", "value", "seen"), [("real", "0.1", r"0\.1"), ("bool", "true", "True")])
 def test_a_watermark_without_an_exact_order_is_refused(
-    postgres_database: str, kind: str, value: str, seen: str
+    module_postgres_url: str, kind: str, value: str, seen: str
 ) -> None:
-    engine = create_engine(postgres_database, poolclass=NullPool)
+    engine = create_engine(module_postgres_url, poolclass=NullPool)
     _run_sql(engine, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     _run_sql(engine, f"CREATE TABLE articles (id int, body text, changed {kind})")
     _run_sql(engine, f"INSERT INTO articles VALUES (1, '글', {value})")
     with pytest.raises(UnreadableSource, match=f"has {seen} in its watermark column 'changed'"):
-        Reader(postgres_database, watermark="changed").run()
+        Reader(module_postgres_url, watermark="changed").run()
 
 
 def test_bytes_that_grow_are_a_watermark(tmp_path: Path) -> None:

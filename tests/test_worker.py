@@ -16,13 +16,14 @@ from sqlalchemy import update
 from indexers import worker as module
 from indexers.worker import LEASE, Worker
 from pipeline.documents import Article, Change
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import NotReady, StoreUnavailable
+from pipeline.index.manifest import Manifest
 from pipeline.ingest import AnalysedPassage, Ingest, Written
-from pipeline.storage import leases
+from pipeline.storage import leases, manifests
 from pipeline.storage.leases import Lease, LeaseLost
 from pipeline.storage.tables import inbox
 from tests.stores import EMBEDDED_ALONE
-from tests.write_path import Stage, running
+from tests.write_path import DIM, Stage, running
 
 _PATIENCE = 20.0  # seconds until a test gives up waiting
 
@@ -199,7 +200,7 @@ def test_a_worker_that_lost_its_lease_commits_nothing_and_goes_on_when_it_has_it
 
 
 def test_a_slow_batch_keeps_its_lease(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(leases, "SECONDS", 0.3)
     encode = stage.encoder.encode_passages
     others: list[Lease | None] = []
 
@@ -385,6 +386,29 @@ def test_what_takes_the_lease_over_stops_a_worker_that_runs_and_it_goes_on_with_
         assert stage.store.queue_length() == 1
         leases.release(stage.store.database, held)
         eventually(lambda: stage.store.queue_length() == 0)
+    assert len(asked) == 2
+
+
+def test_a_collection_that_is_not_in_use_any_more_takes_no_commit_and_the_worker_asks_for_the_one_that_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start of a process with other settings, while nothing is indexed yet, puts another collection in use."""
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
+    manifest = Manifest(encoder="fake", dim=DIM, tokenizer="", max_tokens=16, overlap_sentences=0, alpha=0.5)
+    manifests.activate(stage.store.database, "the other one", manifest, {})
+    with pytest.raises(NotReady, match="'the other one' is in use"):
+        stage.publish(article("가"))
+    assert (stage.store.state("가").status, stage.store.position()) == ("queued", 0)
+    asked: list[Ingest] = []
+
+    def ingest() -> Ingest:
+        asked.append(stage.ingest())
+        if len(asked) == 2:
+            manifests.activate(stage.store.database, stage.collection.name, manifest, {})
+        return asked[-1]
+
+    with running(Worker(stage.store, ingest, alone=True, poll_seconds=0.02, sweep_seconds=0)):
+        eventually(lambda: stage.store.state("가").status == "indexed")
     assert len(asked) == 2
 
 

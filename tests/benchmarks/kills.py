@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx2
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from tqdm import tqdm
 
 from indexers.benchmarks.deployment import Deployment, Running, deployed
@@ -71,14 +71,9 @@ class Process:
     name: str
     running: Running
     deployment: Deployment
-    database: StateDatabase
 
     def kill(self) -> None:
         self.running.kill()
-        if not self.running.url:
-            # As if its minute were over; who never serves holds no folder, so nobody could know that it is dead.
-            with self.database.write() as connection:
-                connection.execute(update(leases).values(expires_at=0.0))
 
     def start(self) -> None:
         self.running.start()
@@ -229,7 +224,7 @@ class Storm:
         self.report.kills[target.name, moment] += 1
         self._perhaps_kill_rebuild()
         if isinstance(target, Process) and self._deployment.indexers is None:
-            self.end()  # a rebuild that loses the process it works in takes the folder and goes on by itself
+            self.end()  # one that began while nobody served has the folder; one beside the server gives up, and goes on later
         target.start()
         while self._chance.random() < _IN_START:
             time.sleep(self._chance.uniform(0, _LONGEST_PAUSE))
@@ -356,7 +351,7 @@ def embedded(folder: Path) -> Iterator[tuple[Deployment, list[Target], StateData
         with _opened(f"sqlite:///{state}") as database:
             serve = deployment.servers[0]
             targets: list[Target] = [
-                Process("yeoul serve", serve, deployment, database),
+                Process("yeoul serve", serve, deployment),
                 MilvusLite(serve, deployment),
             ]
             yield deployment, targets, database
@@ -375,7 +370,7 @@ def pair(
             *((f"API process {n}", server) for n, server in enumerate(deployment.servers, start=1)),
             ("indexers", deployment.indexers),
         ]
-        targets: list[Target] = [Process(name, running, deployment, database) for name, running in processes]
+        targets: list[Target] = [Process(name, running, deployment) for name, running in processes]
         yield deployment, [*targets, milvus, PostgresServer(postgres)], database
 
 

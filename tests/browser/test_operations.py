@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def test_the_page_tells_where_everything_stands(server: ApiServer, page: Page) -
     expect(row).to_contain_text("실패")
     expect(row).to_contain_text("accepted 12")
     expect(_row(page, BLOG)).to_contain_text("아직 안 함")
+
+
+def test_the_page_tells_how_fast_pushes_are_seen(server: ApiServer, page: Page) -> None:
+    with server.client() as client:
+        assert client.put("/v1/articles/seen?wait=true", json={"title": "느시", "body": "느시"}).status_code == 200
+        assert client.delete("/v1/articles/seen?wait=true").status_code == 200
+    page.reload()
+    region = page.get_by_role("region", name="얼마나 빨리 보이나")
+    expect(region.locator("thead")).to_contain_text("2.5초 안")
+    published, deleted, *_ = region.locator("tbody tr").all()
+    for row, change in ((published, "검색되기까지 보낸 글"), (deleted, "사라지기까지 보낸 글")):
+        expect(row).to_contain_text(change)
+        expect(row).to_contain_text(re.compile(r"[1-9][\d,]*건"))
+        expect(row).to_contain_text(re.compile(r"\d+\.\d%"))
 
 
 def test_buttons_run_pause_and_resume_a_job(server: ApiServer, page: Page) -> None:
