@@ -161,9 +161,7 @@ class Worker:
             next_check = 0.0
             while not stop.is_set():
                 begun = time.monotonic()
-                if (
-                    begun >= next_check
-                ):  # a commit would find out that the lease is lost, but there may be none for long
+                if begun >= next_check:  # a commit would find out that the lease is lost, but none may come for long
                     leases.check(self._store.database, lease)
                     next_check = begun + self._sweep_seconds
                 drain = _Drain(ingest, lease, Totals(), stop)
@@ -172,9 +170,7 @@ class Worker:
                 took = time.monotonic() - begun
                 self._rest(self._poll_seconds)
                 rest = min(took, _LONGEST_REST_SECONDS)
-                stop.wait(
-                    begun + max(_PACE_SECONDS, took + rest) - time.monotonic()
-                )  # what comes meanwhile is one batch
+                stop.wait(begun + max(_PACE_SECONDS, took + rest) - time.monotonic())  # what comes then is one batch
 
     def _rest(self, seconds: float) -> None:
         self._awake.wait(seconds)

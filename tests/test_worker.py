@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from indexers import worker as module
 from indexers.worker import LEASE, Worker
@@ -19,7 +19,7 @@ from pipeline.documents import Article, Change
 from pipeline.errors import NotReady, StoreUnavailable
 from pipeline.index.manifest import Manifest
 from pipeline.ingest import AnalysedPassage, Ingest, Written
-from pipeline.storage import leases, manifests
+from pipeline.storage import leases, manifests, tables
 from pipeline.storage.leases import Lease, LeaseLost
 from pipeline.storage.tables import inbox
 from tests.stores import EMBEDDED_ALONE
@@ -200,12 +200,17 @@ def test_a_worker_that_lost_its_lease_commits_nothing_and_goes_on_when_it_has_it
 
 
 def test_a_slow_batch_keeps_its_lease(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "SECONDS", 0.3)
+    monkeypatch.setattr(leases, "SECONDS", 3.0)
     encode = stage.encoder.encode_passages
     others: list[Lease | None] = []
 
+    def expires_at() -> float:
+        with stage.store.database.read() as connection:
+            return float(connection.execute(select(tables.leases.c.expires_at).filter_by(name=LEASE)).scalar_one())
+
     def slowly(texts: list[str]) -> object:
-        time.sleep(0.9)
+        first = expires_at()
+        eventually(lambda: expires_at() > first)
         others.append(leases.acquire(stage.store.database, LEASE, "impatient", 60))
         return encode(texts)
 
