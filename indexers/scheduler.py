@@ -278,7 +278,8 @@ def _trigger(plan: Plan, row: Job, *, anew: bool) -> tuple[Any, datetime | None]
     now = datetime.now(UTC)
     if isinstance(plan.schedule, Cron):
         trigger = _cron_trigger(plan.schedule)
-        first: datetime | None = trigger.get_next_fire_time(None, now.astimezone())
+        missed = not anew and row.next_at is not None and row.next_at <= now
+        first: datetime | None = now if missed else trigger.get_next_fire_time(None, now.astimezone())
     else:
         interval = timedelta(seconds=plan.schedule.seconds)
         due = row.next_at if row.next_at is not None else now if plan.at_once and not anew else now + interval
