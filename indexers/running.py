@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from indexers.sources.source import Batch, Source
-from pipeline.storage import sources
+from pipeline.errors import NotReady
+from pipeline.storage import jobs, leases, sources
 from pipeline.storage.acceptance import BULK, SOURCE
 from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
 from pipeline.storage.sources import Kept, KnownSource
 
 log = logging.getLogger(__name__)
@@ -50,6 +54,22 @@ class _Tally:
             name: getattr(self, name) for name in ("accepted", "unchanged", "older", "deleted", "problems")
         }
         return counts | ({"told": self.told} if self.told else {}) | ({"stopped": True} if stopped else {})
+
+
+@contextmanager
+def reading(database: StateDatabase, name: str, stop: threading.Event) -> Iterator[KnownSource]:
+    """The source `name`, which nobody else reads within the block: two at once would each put back what the other one kept.
+
+    A reader that was killed is waited for, until its lease has run out. Raises SourceNotFound; NotReady while another one
+    reads it, and after `stop`.
+    """
+    sources.find(database, name)
+    holder, end = leases.new_holder(), time.monotonic() + leases.SECONDS + 1
+    while (lease := leases.acquire(database, jobs.of_source(name), holder, leases.SECONDS)) is None:
+        if time.monotonic() > end or stop.wait(_LOOK_SECONDS):
+            raise NotReady(f"another process is reading {name}", "wait until it has, or stop it")
+    with leases.kept(database, lease, leases.SECONDS):
+        yield sources.find(database, name)
 
 
 def run_source(

@@ -13,7 +13,7 @@ from typing import Any
 
 from indexers import reconcile
 from indexers.canary import Canary
-from indexers.running import run_source
+from indexers.running import reading, run_source
 from indexers.scheduler import Plan, Scheduler
 from indexers.sources import kinds
 from indexers.sources.kinds import Every, Schedule
@@ -93,10 +93,10 @@ class IndexerService:
     # ---- what the jobs do
 
     def _read(self, name: str, stop: threading.Event) -> dict[str, Any]:
-        known = sources.find(self._assembly.database, name)
-        kinds.parsed_schedule(known.schedule)
-        source = kinds.source_of(known.name, known.kind, known.options)
-        return run_source(self._assembly.store, known, source, queue_limit=self._chosen.queue_limit, stop=stop)
+        with reading(self._assembly.database, name, stop) as known:
+            kinds.parsed_schedule(known.schedule)
+            source = kinds.source_of(known.name, known.kind, known.options)
+            return run_source(self._assembly.store, known, source, queue_limit=self._chosen.queue_limit, stop=stop)
 
     def _prune(self, _stop: threading.Event) -> dict[str, Any]:
         settled, logged = self._assembly.store.prune(self._chosen.retention_hours * _HOUR_SECONDS)

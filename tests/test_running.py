@@ -13,18 +13,18 @@ import orjson
 import pytest
 
 from indexers import running as module
-from indexers.running import run_source
+from indexers.running import reading, run_source
 from indexers.sources.kinds import source_of
 from indexers.sources.source import Batch, Cursor, Found, Known, Source
 from pipeline.documents import Article
-from pipeline.errors import SourceUnavailable
-from pipeline.storage import leases, sources
+from pipeline.errors import NotReady, SourceNotFound, SourceUnavailable
+from pipeline.storage import jobs, leases, sources
 from pipeline.storage.acceptance import BULK, SOURCE
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from pipeline.storage.sources import KnownSource
 
-_PATIENCE = 20.0  # seconds until a test gives up waiting
+_PATIENCE = 120.0  # seconds until a test gives up waiting
 _PAST = 1_700_000_000  # seconds since 1970: a file that nobody is writing
 
 
@@ -33,6 +33,13 @@ def store(tmp_path: Path) -> Iterator[ArticleStore]:
     database = StateDatabase.open(f"sqlite:///{tmp_path / 'state.db'}")
     yield ArticleStore(database)
     database.close()
+
+
+@pytest.fixture
+def database(state_url: str) -> Iterator[StateDatabase]:
+    opened = StateDatabase.open(state_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -153,6 +160,27 @@ def test_what_had_not_changed_does_not_use_up_the_fast_lane(
     run(store, "plain", Batches(same))
     run(store, "plain", Batches(same, batch("라", number=2)))
     assert {change.article_id: change.lane for change in store.queued(9)}["라"] == SOURCE
+
+
+def test_a_source_is_read_by_one_at_a_time(database: StateDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would each put the cursor, and what the other one kept, back."""
+    monkeypatch.setattr(leases, "SECONDS", 3.0)
+    name = "n" * 100  # the longest there is
+    sources.add(database, name, "folder", {"path": "/srv/notices"}, "5m")
+    never, stopped = threading.Event(), threading.Event()
+    stopped.set()
+    with reading(database, name, never) as known:
+        assert known.name == name
+        with pytest.raises(NotReady, match="another process is reading"), reading(database, name, stopped):
+            pass
+        with pytest.raises(NotReady, match="another process is reading"), reading(database, name, never):
+            pass
+    with pytest.raises(SourceNotFound), reading(database, "nowhere", never):
+        pass
+    killed = leases.acquire(database, jobs.of_source(name), "killed", 0.5)
+    assert killed is not None
+    with reading(database, name, never):
+        assert leases.holder(database, jobs.of_source(name)) != "killed"
 
 
 def test_a_full_inbox_holds_the_source_up_until_it_was_emptied(

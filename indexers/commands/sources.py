@@ -71,29 +71,29 @@ def sources_add(
     ] = None,
 ) -> None:
     """Add a place where articles come from."""
-    from indexers.sources.kinds import parsed_schedule, source_of
+    from indexers.sources.kinds import Every, parsed_schedule, source_of
     from pipeline.storage import sources
 
     options = dict(map(_named, option or ()))
     if isinstance(options.get("path"), str):
         options["path"] = str(Path(options["path"]).absolute())
-    parsed_schedule(every)
+    schedule = parsed_schedule(every)
     source_of(name, kind, options)
     with articles_opened() as store:
         sources.add(store.database, name, kind, options, every)
-    print(f"{name} is added: it is read within seconds where yeoul serve or yeoul indexers run is at work")
+    when = "within seconds" if isinstance(schedule, Every) else "at its time"
+    print(f"{name} is added: it is read {when} where yeoul serve or yeoul indexers run is at work")
 
 
 @sources_app.command("run")
 def sources_run(name: Annotated[str, typer.Argument(help="Which one.")]) -> None:
     """Read a source now, into the inbox."""
-    from indexers.running import run_source
+    from indexers.running import reading, run_source
     from indexers.sources.kinds import source_of
-    from pipeline.storage import jobs, sources
+    from pipeline.storage import jobs
 
     limit = configuration.load().indexers.queue_limit
-    with articles_opened() as store, interruptible() as stop:
-        known = sources.find(store.database, name)
+    with articles_opened() as store, interruptible() as stop, reading(store.database, name, stop) as known:
         source = source_of(known.name, known.kind, known.options)
         job, begun = jobs.of_source(name), datetime.now(UTC)
         try:

@@ -152,7 +152,7 @@ passage_counts = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("name", String(50), primary_key=True),
+    Column("name", String(120), primary_key=True),
     Column("holder", String(200), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("expires_at", Float, nullable=False),  # seconds since 1970
