@@ -185,6 +185,19 @@ def test_deleted_rows_stay_where_keys_are_not_compared(url: str, engine: Engine)
     assert not _removed(reader.run())
 
 
+@pytest.mark.postgres
+def test_a_table_that_another_one_has_locked_is_given_up(
+    module_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(table_module._POSTGRESQL, "options", "-c statement_timeout=1000")
+    engine = create_engine(module_postgres_url, poolclass=NullPool)
+    _articles(engine)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE articles"))
+        with pytest.raises(SourceUnavailable, match="statement timeout"):
+            Reader(module_postgres_url).run()
+
+
 def test_long_bodies_make_short_batches(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "_PAGE_CHARS", 1_000)
     table = _articles(engine)

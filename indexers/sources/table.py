@@ -51,8 +51,15 @@ _SECRET_PARAMETER = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNO
 _URL_RULE = (
     "an SQLAlchemy URL of a database whose driver is installed, such as postgresql+psycopg://user:password@host/db"
 )
-# A server that went away silently is noticed within a minute instead of hours. All in seconds.
-_POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+# A server that went away silently is noticed within a minute instead of hours, in seconds; a page that is locked or that its
+# view cannot find, after ten minutes, in milliseconds.
+_POSTGRESQL = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "options": "-c statement_timeout=600000",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
