@@ -6,6 +6,7 @@ variables (`YEOUL_MILVUS__URI` is `milvus.uri`), command-line flags.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +26,7 @@ from pipeline.errors import InvalidSetting, UnreadableSource
 FILE = "yeoul.toml"
 _SECRET = frozenset({"api.keys", "milvus.token", "database_url", "sources"})  # never printed
 _HIDDEN = "(hidden)"
+_SERVER = re.compile(r"(https?|tcp)://\S+")
 # What is JSON in the environment.
 _JSON_EXAMPLES = {
     "sources": '[{"name": "notices", "kind": "folder", "options": {"path": "/srv/notices"}}]',
@@ -45,6 +47,13 @@ class MilvusSettings(_Section):
         "yeoul", pattern="^[A-Za-z_][A-Za-z0-9_]{0,99}$", description="first part of the collections' names"
     )
     index: Literal["flat", "hnsw"] = Field("flat", description="index of the dense vectors; flat is exact")
+
+    @field_validator("uri")
+    @classmethod
+    def _is_lite_or_a_server(cls, uri: str) -> str:
+        if uri and not uri.endswith(".db") and not _SERVER.fullmatch(uri):
+            raise ValueError("a path that ends in .db or an address such as http://127.0.0.1:19530")
+        return uri
 
 
 class EncoderSettings(_Section):
@@ -218,7 +227,7 @@ class Settings(BaseSettings):
 
     @property
     def milvus_is_lite(self) -> bool:
-        return not self.milvus_uri.startswith(("http://", "https://"))
+        return self.milvus_uri.endswith(".db")
 
     @property
     def state_url(self) -> str:

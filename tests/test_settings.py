@@ -92,6 +92,8 @@ def test_an_unknown_part_of_a_section_in_the_environment_is_refused(monkeypatch:
         ("YEOUL_FUSION__METHOD", "max", "fusion.method"),
         ("YEOUL_API__PORT", "http", "api.port"),
         ("YEOUL_MILVUS__COLLECTION", "a b", "milvus.collection"),
+        ("YEOUL_MILVUS__URI", "unix:milvus", "milvus.uri"),
+        ("YEOUL_MILVUS__URI", "milvus", "milvus.uri"),
         ("YEOUL_CHUNKING__MAX_TOKENS", "2", "chunking.max_tokens"),
         ("YEOUL_API__WRITES_PER_MINUTE", "-1", "api.writes_per_minute"),
         ("YEOUL_API__MAX_BULK_BYTES", "0", "api.max_bulk_bytes"),
