@@ -13,6 +13,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _NICEST = 19
+_STARVED_SECONDS = 60.0  # of waiting for a processor, and of less than a twentieth of that having had one
 _HERE = str(Path(__file__).resolve().parent.parent)
 
 
@@ -35,8 +36,26 @@ def step_back(process: subprocess.Popen[bytes]) -> None:
             log.warning("no idle scheduling (%s): nice instead", error)
         else:
             return
+    be_nice(process, _NICEST)
+
+
+def be_nice(process: subprocess.Popen[bytes], niceness: int) -> None:
+    """From now on others get more of the processor, the more the higher `niceness` (0 to 19) is."""
     with suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICEST)
+        os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+
+
+def starves(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has waited for a processor for a minute and got next to nothing; False where the system does not tell.
+
+    Source: the kernel's Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat": nanoseconds of the first thread on a
+    processor, and waiting for one.
+    """
+    try:
+        ran, waited, _ = map(int, Path(f"/proc/{process.pid}/schedstat").read_text().split())
+    except (OSError, ValueError):
+        return False
+    return waited > max(_STARVED_SECONDS * 1e9, 20 * ran)
 
 
 def stopped(process: subprocess.Popen[bytes], seconds: float) -> None:

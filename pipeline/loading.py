@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
-from pipeline.children import started, step_back, stopped
+from pipeline.children import be_nice, started, starves, step_back, stopped
 from pipeline.errors import NotReady, YeoulError
 from pipeline.follower import Follower
 from pipeline.index import snapshot
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 5.0
+_NICENESS = 10  # of one that starved
 _REFUSED = 1  # exit status: the reason was told
 
 
@@ -50,24 +52,42 @@ class Order:
 
 
 def load_apart(order: Order, ended: threading.Event) -> bool:
-    """Has a process write the snapshot of `order`; False where it was `ended` before. Raises NotReady where it failed."""
-    process = started(__name__, stdin=subprocess.PIPE)
-    try:
-        step_back(process)  # by itself it could only after its imports, seconds of work
-        assert process.stdin is not None
-        with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
-            told.write(orjson.dumps(asdict(order), default=str))
-        while process.poll() is None:
-            if ended.wait(_LOOK_SECONDS):
-                return False
-    finally:
-        stopped(process, _STOP_SECONDS)
+    """Has a process write the snapshot of `order`; False where it was `ended` before. Raises NotReady where it failed.
+
+    One that gets no processor, as others are always at work, is given up for one that is nice only.
+    """
+    for prepare in (step_back, _be_nice):
+        process = _begun(order, prepare)
+        try:
+            while process.poll() is None:
+                if ended.wait(_LOOK_SECONDS):
+                    return False
+                if prepare is step_back and starves(process):
+                    log.warning("no processor is ever idle: %s is loaded beside the searches", order.name)
+                    break
+            else:
+                break
+        finally:
+            stopped(process, _STOP_SECONDS)
     if process.returncode:
         raise NotReady(
             f"the process that loads {order.name} ended with {process.returncode}",
             "its log says why; it is tried again",
         )
     return True
+
+
+def _be_nice(process: subprocess.Popen[bytes]) -> None:
+    be_nice(process, _NICENESS)
+
+
+def _begun(order: Order, prepare: Callable[[subprocess.Popen[bytes]], None]) -> subprocess.Popen[bytes]:
+    process = started(__name__, stdin=subprocess.PIPE)
+    prepare(process)  # by itself it could only after its imports, seconds of work
+    assert process.stdin is not None
+    with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
+        told.write(orjson.dumps(asdict(order), default=str))
+    return process
 
 
 def load(order: Order) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from pipeline import children
 from pipeline.documents import Article
 from pipeline.errors import NotReady
 from pipeline.follower import Follower
@@ -80,6 +83,24 @@ def test_it_ends_when_nobody_waits_for_it(stage: Stage, folder: Path) -> None:
     ended.set()
     assert not load_apart(ordered(stage, folder), ended)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who starves")
+def test_where_no_processor_is_ever_idle_it_is_loaded_all_the_same(
+    stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(children, "_STARVED_SECONDS", 0.5)
+    published(stage)
+    order = ordered(stage, folder)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        assert load_apart(order, threading.Event())
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert "no processor is ever idle" in caplog.text
+    assert list(folder.iterdir()) == [order.path]
 
 
 def test_it_leaves_off_where_the_process_that_asked_was_killed(
