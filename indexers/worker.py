@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ _BULK_PASSAGES = 1000  # from here on the collection is told to put its memory i
 # From one round to the next, or a rest as long as the round took: a batch costs nearly the same for one change and for ten, and
 # on a busy machine larger ones cost less. A push after a pause waits for none.
 _PACE_SECONDS = 0.08
+_LOOK_SECONDS = 0.1  # whether something urgent came while the bulk's next batch is analysed
 _LONGEST_REST_SECONDS = 0.15  # a round that took long is no reason to let what came meanwhile wait as long again
 _RETRY_SECONDS = 2.0  # between attempts while a store is away
 _BACKOFF_SECONDS = 1.0  # before an article's second attempt; then four times as long each time: 1, 4, 16, 64 s
@@ -134,7 +135,8 @@ class Worker:
     def drain(self, stop: threading.Event | None = None) -> Totals:
         """Indexes what is in the inbox, or waits until another worker has. Raises Unavailable where a store is away."""
         totals = Totals()
-        while self._store.queued(1) and not (stop is not None and stop.is_set()):
+        last = self._store.waits()  # what comes later is not waited for: it may come without end
+        while last is not None and self._store.waits(up_to=last) and not (stop is not None and stop.is_set()):
             lease = self._acquired()
             if lease is None:
                 time.sleep(self._poll_seconds)
@@ -198,7 +200,7 @@ class Worker:
                         continue  # no bulk waits
                     while len(under_way) <= _BATCHES_AHEAD and (begun := self._begin(pool, drain.ingest, under_way)):
                         under_way.append(begun)
-                    if under_way:
+                    if under_way and wait([under_way[0][1]], _LOOK_SECONDS).done:  # or else urgent ones first
                         batch, analysed = under_way.popleft()
                         self._done(batch, drain, analysed.result)
             finally:

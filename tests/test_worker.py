@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,12 +21,13 @@ from pipeline.errors import NotReady, StoreUnavailable
 from pipeline.index.manifest import Manifest
 from pipeline.ingest import AnalysedPassage, Ingest, Written
 from pipeline.storage import leases, manifests, tables
+from pipeline.storage.acceptance import BULK, PUSH
 from pipeline.storage.leases import Lease, LeaseLost
 from pipeline.storage.tables import inbox
 from tests.stores import EMBEDDED_ALONE
 from tests.write_path import DIM, Stage, running
 
-_PATIENCE = 20.0  # seconds until a test gives up waiting
+_PATIENCE = 120.0  # seconds until a test gives up waiting
 
 
 def article(article_id: str, body: str = "본문입니다.") -> Article:
@@ -307,6 +309,77 @@ def test_a_push_goes_before_a_bulk_that_came_earlier(stage: Stage, monkeypatch: 
     assert order == [["글0", "글1"], ["급한글"], ["글2", "글3"], ["글4", "글5"], ["글6", "글7"]]
 
 
+def test_a_push_does_not_wait_for_the_bulks_next_batch_to_be_analysed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch may be seconds of Kiwi."""
+    analyse = Ingest.analyse
+    pushed = threading.Event()
+
+    def slow(ingest: Ingest, batch: list[Change]) -> list[list[AnalysedPassage]]:
+        if batch[0].lane == BULK:
+            stage.store.accept(article("급한글"))
+            assert pushed.wait(_PATIENCE)
+        return analyse(ingest, batch)
+
+    monkeypatch.setattr(Ingest, "analyse", slow)
+    stage.store.accept_many([article("글")], source="bulk")
+    worker = worker_of(stage, on_commit=lambda: pushed.set() if stage.store.state("급한글").revision else None)
+    assert worker.drain().articles == 2
+
+
+def test_a_push_of_what_waits_in_a_bulk_brings_it_forward(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
+    order: list[list[str]] = []
+    write = Ingest.write
+
+    def watched(ingest: Ingest, batch: list[Change], *rest: Any) -> Written:
+        order.append([change.article_id for change in batch])
+        return write(ingest, batch, *rest)
+
+    monkeypatch.setattr(Ingest, "write", watched)
+    stage.store.accept_many([article(f"글{n}") for n in range(6)], source="bulk")
+    again = stage.store.accept(article("글5"))
+    assert (again.seq, again.unchanged) == (6, True)
+    assert worker_of(stage).drain().articles == 6
+    assert order == [["글5"], ["글0", "글1"], ["글2", "글3"], ["글4"]]
+    assert stage.store.log_since(0)[0][0].lane == PUSH
+
+
+def test_a_thousand_articles_that_come_again_in_another_category_are_not_encoded_again(stage: Stage) -> None:
+    many = [article(f"글{n}", f"{n}번째 본문입니다.") for n in range(1000)]
+    stage.store.accept_many(many, source="test")
+    assert worker_of(stage).drain().encoded == 1000
+    stage.store.accept_many([replace(one, category="옮김") for one in many], source="test")
+    totals = worker_of(stage).drain()
+    assert (totals.articles, totals.encoded) == (1000, 0)
+
+
+def test_what_was_indexed_cannot_fail_afterwards(stage: Stage) -> None:
+    stage.store.accept(article("가"))
+    [change] = stage.store.queued(1)
+    worker_of(stage).drain()
+    lease = leases.acquire(stage.store.database, LEASE, "late", 60)
+    assert lease is not None
+    stage.store.fail(change, "told too late", lease)
+    assert (stage.store.state("가").status, stage.store.failed(9)) == ("indexed", [])
+
+
+def test_a_drain_does_not_wait_for_what_came_after_it_began(stage: Stage) -> None:
+    """Beside a worker that is at work all the time, it would not end."""
+    stage.store.accept(article("가"))
+    held = leases.acquire(stage.store.database, LEASE, "another", 60)
+    assert held is not None
+    with ThreadPoolExecutor(1) as pool:
+        draining = pool.submit(worker_of(stage).drain)
+        with pytest.raises(TimeoutError):
+            draining.result(0.2)
+        stage.store.accept(article("나"))
+        stage.store.fail(stage.store.queued(1)[0], "made to settle", held)
+        assert draining.result(_PATIENCE).articles == 0
+    assert [change.article_id for change in stage.store.queued(9)] == ["나"]
+
+
 def test_a_push_wins_over_the_same_articles_bulk_change_that_is_under_way(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,9 +418,7 @@ def test_a_failed_attempt_is_repeated_later_and_the_last_one_is_a_dead_letter(
     assert (state.status, stage.store.queue_length()) == ("queued", 1)
     assert "no vector" in (state.error or "")
     assert worker.drain().articles == 0  # not due yet
-    due = stage.store.next_due()
-    assert due is not None
-    assert due > datetime.now(UTC)
+    assert stage.store.waits() is None
     with stage.store.database.write() as connection:  # as if its time had come
         connection.execute(update(inbox).values(due_at=datetime.now(UTC)))
     assert worker.drain().failed == 1

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, Row, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, case, exists, func, or_, select
 
 from pipeline.documents import Article, Change, stored_article
 from pipeline.errors import ArticleNotFound, OlderRevision
@@ -50,6 +50,8 @@ def accept(
             raise OlderRevision(article_id, updated_at.isoformat(), known.updated_at.isoformat())
         if known.accepted_hash == digest and known.status != "failed":
             connection.execute(statements.CHANGE, {"of": article_id, "updated_at": updated_at})
+            if known.status == "queued":  # behind a bulk load, or behind an attempt that failed
+                connection.execute(statements.HURRY, {"number": known.accepted_seq, "in_lane": lane, "at": now})
             return Accepted(article_id, known.accepted_seq, known.revision, known.status, unchanged=True)
     payload = orjson.dumps(article.to_mapping()).decode() if article is not None else None
     return queue(connection, article_id, payload, digest, updated_at, known, source=source, lane=lane, now=now)
@@ -105,17 +107,21 @@ def waiting(connection: Connection, limit: int, *, lanes: tuple[int, int], after
     superseded = exists().where(newer.c.article_id == inbox.c.article_id, newer.c.seq > inbox.c.seq)
     query = (
         select(inbox)
-        .where(
-            inbox.c.state == "queued",
-            inbox.c.lane.between(*lanes),
-            inbox.c.seq > after,
-            or_(inbox.c.due_at.is_(None), inbox.c.due_at <= now),
-            ~superseded,
-        )
+        .where(*_due(now), inbox.c.lane.between(*lanes), inbox.c.seq > after, ~superseded)
         .order_by(inbox.c.lane, inbox.c.seq)
         .limit(limit)
     )
     return [_change(row) for row in connection.execute(query)]
+
+
+def last_waiting(connection: Connection, up_to: int | None, *, now: datetime) -> int | None:
+    """The largest number of a change, up to `up_to`, that may be tried now; None where there is none."""
+    query = select(func.max(inbox.c.seq)).where(*_due(now))
+    return connection.execute(query if up_to is None else query.where(inbox.c.seq <= up_to)).scalar()
+
+
+def _due(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return inbox.c.state == "queued", or_(inbox.c.due_at.is_(None), inbox.c.due_at <= now)
 
 
 def progress(connection: Connection, seqs: Sequence[int]) -> dict[int, Progress]:

@@ -90,11 +90,10 @@ class ArticleStore:
         with self.database.read() as connection:
             return acceptance.waiting(connection, limit, lanes=lanes, after=after, now=datetime.now(UTC))
 
-    def next_due(self) -> datetime | None:
-        """When the next change that waits for another attempt may be tried; None where none does."""
-        query = select(func.min(inbox.c.due_at)).where(inbox.c.state == "queued", inbox.c.due_at.is_not(None))
+    def waits(self, up_to: int | None = None) -> int | None:
+        """The largest number of a change, up to `up_to`, that may be tried now; None where there is none."""
         with self.database.read() as connection:
-            return connection.execute(query).scalar()
+            return acceptance.last_waiting(connection, up_to, now=datetime.now(UTC))
 
     def queue_length(self, lane: int | None = None) -> int:
         """How many changes wait; in that lane, or in all."""
@@ -241,10 +240,13 @@ class ArticleStore:
         return shown
 
     def fail(self, change: Change, error: str, lease: Lease) -> None:
-        """Settles a change that cannot be indexed; what was visible stays visible, the error stands in the registry."""
+        """Settles a change that cannot be indexed; what was visible stays visible, the error stands in the registry.
+        Nothing happens to one that is settled."""
         now = datetime.now(UTC)
         with self.database.write() as connection:
             check_lease(connection, lease)
+            if acceptance.progress(connection, [change.seq])[change.seq] != "queued":
+                return
             commits.settle(connection, change, "failed", now, error=error)
             row = {"of": change.article_id, "number": change.seq, "new_state": "failed", "new_error": error}
             connection.execute(statements.SET_STATUS, [row])

@@ -25,6 +25,11 @@ SUPERSEDE = (  # what waited before the settled change
     .where(inbox.c.article_id == OF, inbox.c.seq < NUMBER, inbox.c.state == "queued")
     .values(state="superseded", settled_at=AT, payload=None)
 )
+HURRY = (  # who asks again for what waits does not want to wait longer
+    update(inbox)
+    .where(inbox.c.seq == NUMBER, inbox.c.state == "queued", inbox.c.lane > IN_LANE)
+    .values(lane=IN_LANE, accepted_at=AT, due_at=None)
+)
 SETTLE = (
     update(inbox)
     .where(inbox.c.seq == NUMBER)
