@@ -4,7 +4,7 @@ Half of the pushes are new articles of a sentence, of which half are deleted aga
 of several passages that the index was filled with. Each push carries a word that no other article has; a search for it with
 the push's `min_seq`, on every process, says when it is there. These 25 searches a second and process come on top of the load,
 so they ask for words alone (`mode=lexical`), which costs the process less than half. Open loop: a push or a search begins at
-its time, whether those before it have ended or not.
+its time, whether those before it have ended or not, and its clock does too, even where it waits for one of the clients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _CLIENTS = 48  # at once: pushes and searches that wait
 _BULK = 200  # articles, some 600 passages
 _LONGEST_WORK = 3600.0  # seconds
 _WORD = "여울시험{}번"
+_OBJECTIVES = {False: "150 / 1,000 ms", True: "300 / 2,000 ms"}  # by whether there are servers
 _DELETED_EVERY = 4  # of the pushes, the article of every fourth is deleted again
 _QUERIES = ("월세 세액공제", "전세 대출 갈아타기", "보이스피싱 신고", "해외 결제 수수료", "이체 한도", "연금저축")
 
@@ -110,12 +111,8 @@ class Driver:
         load = Load()
         with ThreadPoolExecutor(_CLIENTS) as pool:
             beats = [
-                threading.Thread(
-                    target=self._beat, args=(pool, self._pushes, seconds, ended, lambda: self._push(load))
-                ),
-                threading.Thread(
-                    target=self._beat, args=(pool, self._searches, seconds, ended, lambda: self._search(load))
-                ),
+                threading.Thread(target=self._beat, args=(pool, rate, seconds, ended, partial(action, load)))
+                for rate, action in ((self._pushes, self._push), (self._searches, self._search))
             ]
             for beat in beats:
                 beat.start()
@@ -128,22 +125,26 @@ class Driver:
 
     @staticmethod
     def _beat(
-        pool: ThreadPoolExecutor, rate: float, seconds: float, ended: Callable[[], bool], action: Callable[[], None]
+        pool: ThreadPoolExecutor,
+        rate: float,
+        seconds: float,
+        ended: Callable[[], bool],
+        action: Callable[[float], None],
     ) -> None:
-        begin = time.monotonic()
+        begin = time.perf_counter()
         for number in range(int(rate * seconds)):
-            time.sleep(max(0.0, begin + number / rate - time.monotonic()))
+            due = begin + number / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
             if ended():
                 return
-            pool.submit(action)
+            pool.submit(action, due)
 
-    def _push(self, load: Load) -> None:
+    def _push(self, load: Load, begin: float) -> None:
         number = next(self._numbers)
         word = _WORD.format(number)
         article = _corrected(number, word) if number % 2 else _new(number, word)
         article_id = article.pop("id")
         try:
-            begin = time.perf_counter()
             seq = self._written("PUT", article_id, article)
             load.published.append(self._seen(word, article_id, seq, begin, load))
             if number % _DELETED_EVERY == 0:
@@ -170,10 +171,9 @@ class Driver:
                 load.wrong.append(f"{article_id} is {'not there' if there else 'still there'} at {server.url}")
         return time.perf_counter() - begin
 
-    def _search(self, load: Load) -> None:
+    def _search(self, load: Load, begin: float) -> None:
         number = next(self._numbers)
         server = self._deployment.servers[number % len(self._deployment.servers)].url
-        begin = time.perf_counter()
         try:
             answer = self._client.get(f"{server}/v1/search", params={"q": _QUERIES[number % len(_QUERIES)]})
             answer.raise_for_status()
@@ -226,22 +226,24 @@ class Figures:
     def table(self) -> str:
         """Markdown."""
         rows = [
-            ("publish → searchable", *self.publish),
-            ("delete → gone", *self.delete),
-            ("search beside it", *self.search),
+            ("publish → searchable", *self.publish, _OBJECTIVES[self.servers > 1]),
+            ("delete → gone", *self.delete, _OBJECTIVES[self.servers > 1]),
+            ("search beside it", *self.search, ""),
         ]
         where = (
             "yeoul serve with Milvus Lite" if self.servers == 1 else f"{self.servers} API processes and the indexers"
         )
         lines = [
-            f"| {where}, {self.passages:,} passages, {self.pushes:,} pushes, {self.searches:,} searches | p50 | p99 |",
-            "|---|---|---|",
-            *(f"| {name} | {p50:.0f} ms | {p99:.0f} ms |" for name, p50, p99 in rows),
+            f"| {where}, {self.passages:,} passages, {self.pushes:,} pushes, {self.searches:,} searches | p50 | p99 | at most |",
+            "|---|---|---|---|",
+            *(f"| {name} | {p50:.0f} ms | {p99:.0f} ms | {most} |" for name, p50, p99, most in rows),
         ]
         if self.rebuild is not None:
             took, without, during = self.rebuild
-            lines.append(f"| search during a rebuild of {took:.0f} s ({during / without:.1f} ×) | | {during:.0f} ms |")
-        return "\n".join([*lines, f"| wrong or failed | {len(self.wrong)} | |"])
+            lines.append(
+                f"| search during a rebuild of {took:.0f} s ({during / without:.1f} ×) | | {during:.0f} ms | 3 × |"
+            )
+        return "\n".join([*lines, f"| wrong or failed | {len(self.wrong)} | | 0 |"])
 
 
 def measured(
