@@ -138,7 +138,7 @@ class ApiSettings(_Section):
     )
     max_bulk_bytes: int = Field(1_000_000_000, ge=1, description="largest body of a bulk call, in bytes")
     audit_log: Path | None = Field(
-        None, description="file with a line of JSON for each write call; empty: DATA_DIR/audit.log"
+        None, description="file with a line of JSON for each write call, of one process; empty: DATA_DIR/audit.log"
     )
 
 

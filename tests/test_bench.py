@@ -15,10 +15,9 @@ from indexers.benchmarks.deployment import deployed
 from indexers.benchmarks.freshness import Figures, measured
 from tests.faults import until
 
-_PASSAGES, _SECONDS = 400, 4.0
-_LONGEST_SECONDS = 400.0  # for a nice process beside everything else
-
-pytestmark = pytest.mark.timeout(600)
+_PASSAGES, _SECONDS = 400, 6.0
+_RATE = 8.0  # pushes and searches a second: a machine with other work is not to be measured, and not to be overrun
+_LONGEST_SECONDS = 900.0  # for a nice process beside everything else
 
 
 @pytest.fixture
@@ -34,7 +33,14 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.
                 until(lambda: _niceness(process.pid) >= _niceness(0) + 15, 30, "a rebuild does not let others go first")
                 assert process.wait(_LONGEST_SECONDS) == 0
 
-        return measured(deployment, passages=_PASSAGES, seconds=_SECONDS, rebuild=rebuild)
+        return measured(
+            deployment,
+            passages=_PASSAGES,
+            seconds=_SECONDS,
+            pushes_a_second=_RATE,
+            searches_a_second=_RATE,
+            rebuild=rebuild,
+        )
 
 
 def _niceness(pid: int) -> int:
@@ -46,7 +52,7 @@ def test_pushes_corrections_and_deletes_are_searchable_and_no_answer_is_wrong_al
 ) -> None:
     assert short.wrong == ()
     assert short.passages >= _PASSAGES
-    assert (short.servers, short.pushes, short.searches) == (1, 20 * _SECONDS, 20 * _SECONDS)
+    assert (short.servers, short.pushes, short.searches) == (1, _RATE * _SECONDS, _RATE * _SECONDS)
     for p50, p99 in (short.publish, short.delete, short.search):
         assert 0 < p50 <= p99 < math.inf
     assert short.rebuild is not None

@@ -19,14 +19,15 @@ from tests import milvus_server
 from tests.benchmarks.kills import command
 from tests.faults import until
 
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 _PAUSE = 0.6  # seconds between two pushes
+_PUSHED = 50  # articles, again and again: a search gives no more than a hundred
 _WORD = "두루미"
 _JOB = "/v1/admin/jobs/source:news/run"
 
 Processes = tuple[httpx2.Client, httpx2.Client]
 
-pytestmark = [pytest.mark.server, pytest.mark.postgres, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.postgres, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,11 @@ def found(client: httpx2.Client, word: str = _WORD, **asked: int) -> list[str]:
     return sorted(item["article_id"] for item in answer.json()["items"])
 
 
+def shows(client: httpx2.Client, seq: int) -> bool:
+    """Whether the process shows the change `seq` before the end of its own patience."""
+    return client.get("/v1/search", params={"q": _WORD, "limit": 1, "min_seq": seq}).status_code == 200
+
+
 def written(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     os.utime(
@@ -73,23 +79,24 @@ def written(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 def carried_out(deployment: Deployment, *arguments: str) -> str:
     process = command(deployment, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, f"{arguments}: {out} {err}"
     return str(out)
 
 
 @contextmanager
-def pushing(*clients: httpx2.Client) -> Iterator[list[str]]:
-    """Publishes articles in turn, fewer than a hundred a minute, at each of `clients`; gives the ids so far."""
-    pushed: list[str] = []
+def pushing(*clients: httpx2.Client) -> Iterator[list[tuple[str, int]]]:
+    """Publishes the same few articles anew, in turn at each of `clients`; gives the ids and numbers of the changes so far."""
+    pushed: list[tuple[str, int]] = []
     ended = threading.Event()
 
     def push() -> None:
         while not ended.wait(_PAUSE):
-            name = f"push-{len(pushed)}"
+            name = f"push-{len(pushed) % _PUSHED}"
             body = {"title": _WORD, "body": f"두루미 소식 {len(pushed)}"}
-            assert clients[len(pushed) % len(clients)].put(f"/v1/articles/{name}", json=body).status_code == 202
-            pushed.append(name)
+            answer = clients[len(pushed) % len(clients)].put(f"/v1/articles/{name}", json=body)
+            assert answer.status_code == 202
+            pushed.append((name, answer.json()["seq"]))
 
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(push)
@@ -111,6 +118,39 @@ def test_what_one_process_accepts_the_other_shows_and_shows_no_more(processes: P
         gone = second.delete("/v1/articles/pushed?wait=true")
         assert gone.status_code == 200
         assert found(first, min_seq=gone.json()["seq"]) == found(second) == []
+
+
+def test_order_identity_and_bad_lines_are_told_as_they_are_with_one_process(
+    deployment: Deployment, processes: Processes
+) -> None:
+    one, other = processes
+    body = {"title": _WORD, "body": "느시가 들판을 걷는다.", "updated_at": "2026-01-02T00:00:00Z"}
+    put = one.put("/v1/articles/walked?wait=true", json=body)
+    again = other.put("/v1/articles/walked?wait=true", json=body)
+    assert (again.status_code, again.json()["seq"]) == (200, put.json()["seq"])
+    older = other.put("/v1/articles/walked", json=body | {"updated_at": "2026-01-01T00:00:00Z"})
+    assert (older.status_code, older.json()["error"]["code"]) == (409, "older_revision")
+    moved = other.put("/v1/articles/walked?wait=true", json=body | {"category": "새", "updated_at": None})
+    assert found(one, "느시", min_seq=moved.json()["seq"]) == ["walked"]
+
+    lines = (
+        '{"id": "twice", "title": "느시", "body": "하나"}',
+        "{malformed",
+        '{"id": "twice", "title": "느시", "body": "둘"}',
+        '{"id": "walked", "title": "느시", "body": "옛것", "updated_at": "2026-01-01T00:00:00Z"}',
+    )
+    answer = one.post("/v1/articles:bulk", content="\n".join(lines).encode())
+    first, malformed, second, late = [json.loads(line) for line in answer.text.splitlines()]
+    assert malformed["error"]["code"]
+    assert late["error"]["code"] == "older_revision"
+    assert second["seq"] > first["seq"]
+    assert found(other, "느시", min_seq=second["seq"]) == ["twice", "walked"]
+    assert "둘" in other.get("/v1/articles/twice").json()["body"]
+    for article_id in ("twice", "walked"):
+        assert other.delete(f"/v1/articles/{article_id}?wait=true").status_code == 200
+    assert one.get("/v1/articles/walked").json()["status"] == "deleted"
+    assert found(one, "느시") == found(other, "느시") == []
+    assert "agree" in carried_out(deployment, "verify")
 
 
 def test_a_source_is_read_by_the_process_that_writes_and_seen_by_both_that_answer(
@@ -140,7 +180,7 @@ def test_the_canary_is_seen_by_each_process_that_answers(processes: Processes) -
             _PATIENCE,
             "no canary was seen",
         )
-        assert client.get("/readyz").status_code == 200
+        until(lambda: client.get("/readyz").status_code == 200, _PATIENCE, "not ready")  # noqa: B023
 
 
 def test_a_rebuild_and_a_rollback_reach_both_processes_while_they_are_written_to(
@@ -155,13 +195,16 @@ def test_a_rebuild_and_a_rollback_reach_both_processes_while_they_are_written_to
         told = carried_out(deployment, "rebuild", "--min-overlap", "0")
         until(lambda: len(set(in_use())) == 1 and set(in_use()) != before, _PATIENCE, "the rebuild is not seen")
         assert f"{in_use()[0]} is in use" in told
-        newest = pushed[-1]
+        newest, seq = pushed[-1]
         for client in processes:
-            until(lambda: newest in found(client), _PATIENCE, "what was pushed meanwhile is not seen")  # noqa: B023
+            until(lambda: shows(client, seq), _PATIENCE, "what was pushed meanwhile is not seen")  # noqa: B023
+            assert newest in found(client)
         carried_out(deployment, "rollback")
     until(lambda: set(in_use()) == before, _PATIENCE, "the rollback is not seen")
+    expected, (_, last) = sorted({name for name, _ in pushed}), pushed[-1]
     for client in processes:
-        until(lambda: found(client) == sorted(pushed), _PATIENCE, "some of what was pushed is not seen")  # noqa: B023
+        until(lambda: shows(client, last), _PATIENCE, "what was pushed last is not seen")  # noqa: B023
+        until(lambda: found(client) == expected, _PATIENCE, "some of what was pushed is not seen")  # noqa: B023
     verified = carried_out(deployment, "verify")
     assert verified.count(": its index in memory agrees\n") == len(processes)
     assert "registry, collection, change log and index agree" in verified

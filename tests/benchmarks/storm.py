@@ -3,7 +3,8 @@
     python tests/benchmarks/storm.py --operations 10000 --back-end lite|lite-milvus|pair --seed 1
 
 `lite`: SQLite and Milvus Lite, engine resident; `lite-milvus`: the same with engine milvus; `pair`: PostgreSQL and a Milvus
-server of its own, a reader of each engine and a worker, each a process of its own. Prints the operations by kind, the reads,
+server of its own, a reader of each engine and a worker. Each opens the stores as a process of its own would, on threads of this
+one (`kills.py` has real processes). Prints the operations by kind, the reads,
 and what was wrong with them; ends with 1 where something was.
 """
 
