@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.documents import CANARY
-from pipeline.errors import NotReady, Unavailable
+from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.follower import Follower
 from pipeline.index import lite, snapshot
 from pipeline.index.collection import Collection
@@ -83,6 +83,9 @@ class Connected:
             self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
         else:
             self._engine = MilvusEngine(collection, parameters)
+        self._sure_seconds = (
+            settings.indexers.grace_seconds / 2
+        )  # rows of a replaced revision are there for twice as long
         self.last_asked = -math.inf  # monotonic: when a search began last
         self._seen_position = 0  # the newest line of the log that an answer of the stand-in may have shown
         self._stand_in = StandIn(self._engine, collection, self._visible_now)
@@ -116,6 +119,13 @@ class Connected:
     def engine(self) -> tuple[Engine, Mapping[str, str]]:
         """The engine that answers now. While it loads, Milvus answers, and the mapping says so by the engine's name."""
         self.last_asked = time.monotonic()
+        if (
+            self.follower.loaded
+            and not isinstance(self._engine, ResidentEngine)
+            and self.follower.age > self._sure_seconds
+        ):
+            with suppress(YeoulError):  # it was asleep: what it takes for visible may be swept by now
+                self.follower.catch_up()
         if self.follower.loaded and self.follower.position >= self._seen_position:
             return self._engine, {}
         return self._stand_in, {self._name: f"the index is loading ({self._engine.count:,} passages so far)"}

@@ -7,7 +7,9 @@ measures freshness) goes into an engine of its own, `shadow`: it takes the same 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from itertools import islice
@@ -66,6 +68,7 @@ class Follower:
         self._filled = False  # every visible passage of some moment is in the engine
         self._told: dict[str, int | None] = {}  # what this process wrote itself: article → revision in the engine
         self._recent: dict[int, None] = {}  # the newest changes that were applied here, also above `seq`; in order
+        self._looked = -math.inf  # monotonic: up to then everything is applied
         self.seq = 0
         self.behind = False  # True: the log goes on beyond what the collection has rows for
         self.loaded = False
@@ -75,6 +78,11 @@ class Follower:
     def position(self) -> int:
         """The last line of the change log that this engine has applied."""
         return self._position
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last look at the log that applied all there was."""
+        return time.monotonic() - self._looked
 
     def has_applied(self, seq: int) -> bool:
         """Whether the change accepted as `seq` is known to be applied here. False does not say that it is not: a change that
@@ -110,6 +118,7 @@ class Follower:
         applied, batch = 0, _LOG_BATCH if on_progress is None else _FEW_ENTRIES
         while True:
             with self._lock:
+                begun = time.monotonic()
                 try:
                     new = self._news(batch)
                 except LogPruned as error:
@@ -125,6 +134,7 @@ class Follower:
                 if len(new.entries) < batch and not replaced:
                     if not new.behind:
                         self.seq = max(self.seq, new.seq)
+                    self._looked = begun
                     return applied
             if on_progress is not None:
                 on_progress(len(new.entries))

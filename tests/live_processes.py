@@ -44,8 +44,8 @@ _DIM = 32
 _POLL_SECONDS = 0.02
 _BETWEEN_READS = 0.005  # the readers leave the two cores to the worker now and then
 _REPORT_SECONDS = 0.5
-_PATIENCE = 60.0  # seconds for a thread to end
-_LEASE_SECONDS = 60.0  # what a dead worker's lease still has: nobody may wait for it
+_PATIENCE = 180.0  # seconds for a thread to end
+_LEASE_SECONDS = 600.0  # what a dead worker's lease still has: nobody may wait for it
 _SNAPSHOT = "resident.safetensors"
 _EVIDENCE = 8  # rows of a table
 
@@ -177,7 +177,6 @@ class Process:
         self.works = works
         self._told = told
         self._floors: Floors = {}
-        self._caught_up = 0.0  # when the last look at the log that is done began
         self._assembly: Assembly | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -240,25 +239,25 @@ class Process:
         )
         with self._model.lock:
             floors = dict(self._floors)
-        caught_up, began = self._caught_up, time.monotonic()
+        began = time.monotonic()
         try:
             connected = self.assembly.connected
             result = connected.searcher.search(request)
         except NotReady:
             return
-        took, late = time.monotonic() - began, time.monotonic() - caught_up
+        took = time.monotonic() - began
         loading = self.settings.engine in result.degraded
-        # Through Milvus an article is promised to be there for as long as its old rows are: see `milvus_engine.py`.
+        # Through Milvus an article is promised to be there for as long as its old rows are sure to be: see `milvus_engine.py`.
         # While an engine loads, words find what is loaded so far on a server without sparse vectors: see `StandIn`.
         grace = self.settings.indexers.grace_seconds
-        whole = request.mode != "lexical" and took < grace if loading else self._resident or late < grace
+        whole = request.mode != "lexical" and took < grace if loading else self._resident or took < grace / 2
         seen = {hit.article_id: Sight.of(hit) for hit in result.hits}
         after, wrong = self._model.judge(
             seen, floors, seq=result.seq, asked=lambda a: category in {None, a.category}, whole=whole
         )
         with self._model.lock:
             self._floors |= {a: max(seq, self._floors.get(a, 0)) for a, seq in after.items()}
-        self._record.reads["while loading" if loading else "judged" if whole else "behind by more than the grace"] += 1
+        self._record.reads["while loading" if loading else "judged" if whole else "slower than the grace"] += 1
         told = f"{self.name}, {request.mode}, {category}, up to {result.seq}, {dict(result.degraded)}"
         if wrong:
             told += f"; {self._evidence(connected, [one.split(':')[0] for one in wrong])}"
@@ -343,7 +342,6 @@ class Process:
             self._stop.wait(nap or _POLL_SECONDS)
             began = time.monotonic()
             assembly.catch_up()
-            self._caught_up = began
             self._announce()
             if began > report_due:
                 position = assembly.connected.follower.position

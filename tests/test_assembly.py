@@ -122,6 +122,25 @@ def test_a_snapshot_is_brought_up_to_date_by_the_change_log(indexed: Folder) -> 
     assert "rent" not in dict(found)
 
 
+def test_a_process_that_slept_while_rows_were_swept_catches_up_before_it_searches_milvus(empty: Folder) -> None:
+    """An article whose old rows are gone would be missing until the next look at the log."""
+    indexers = empty.settings.indexers.model_copy(update={"grace_seconds": 0.2})
+    folder = replace(empty, settings=empty.settings.model_copy(update={"engine": "milvus", "indexers": indexers}))
+    for assembly in opened(folder):
+        assembly.connect().load()
+        worker = Worker(assembly.store, assembly.ingest)
+        assembly.store.accept_many(ARTICLES, source="test")
+        worker.drain()
+        assembly.catch_up()
+        before = [hit.article_id for hit in assembly.connected.searcher.search(QUERY).hits]
+        assembly.store.accept_many([replace(one, body=f"{one.body} 고친 글.") for one in ARTICLES], source="test")
+        worker.drain()
+        time.sleep(0.3)
+        worker.sweep()
+        assert assembly.connected.follower.position < assembly.store.position()
+        assert [hit.article_id for hit in assembly.connected.searcher.search(QUERY).hits] == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "of another collection"])
 def test_a_bad_snapshot_costs_time_and_nothing_else(indexed: Folder, damage: str) -> None:
     wanted = answers(indexed)
@@ -239,6 +258,7 @@ def test_processes_that_start_at_once_make_one_collection(
 
 
 def test_it_is_busy_for_a_while_after_a_search(indexed: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 3600.0)
     for assembly in opened(indexed):
         connected = assembly.connect()
         connected.load()

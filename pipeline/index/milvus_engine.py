@@ -4,8 +4,8 @@ In memory: which revision of each article is visible, and the term statistics (`
 sparse vectors, the whole lexical leg as a resident engine without vectors. `StandIn` answers through Milvus while an
 engine loads. How both search is in `milvus_search.py`.
 
-A replaced article never blinks out as long as its old rows outlive the time in which this process learns of the new ones
-(`indexers.grace_seconds` against `indexers.poll_seconds`).
+A replaced article never blinks out as long as a search takes less than half of the time for which its old rows are kept
+(`indexers.grace_seconds`): before it, a process that has slept for the other half catches up (`connected.py`).
 """
 
 from __future__ import annotations
