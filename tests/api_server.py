@@ -27,8 +27,9 @@ from tests.faults import await_seq, until
 
 KEY = "key-of-a-writer"
 READ_KEY = "key-of-a-reader"
-_START_SECONDS = 30.0
-_SETTLE_SECONDS = 60.0
+_START_SECONDS = 120.0
+_SETTLE_SECONDS = 120.0
+_WAIT_SECONDS = 60  # what a busy machine may take for a change that a test waits for
 
 ARTICLES: list[dict[str, Any]] = [
     {
@@ -67,13 +68,15 @@ ARTICLES: list[dict[str, Any]] = [
 ]
 
 
-def settings_in(folder: Path, **sections: Any) -> Settings:
+def settings_in(folder: Path, *, api: Mapping[str, Any] | None = None, **sections: Any) -> Settings:
     """Settings of a service in `folder`, without what the environment says."""
+    if api is None:
+        api = {"keys": [{"key": KEY, "scopes": ["write", "admin"]}, {"key": READ_KEY, "scopes": ["read"]}]}
     return Settings.model_validate(
         {
             "data_dir": folder,
             "indexers": {"poll_seconds": 0.2},
-            "api": {"keys": [{"key": KEY, "scopes": ["write", "admin"]}, {"key": READ_KEY, "scopes": ["read"]}]},
+            "api": {"wait_seconds": _WAIT_SECONDS, **api},
             **sections,
         }
     )
@@ -98,7 +101,7 @@ class ApiServer:
     def client(self, key: str | None = KEY) -> httpx2.Client:
         """A client that sends `key`."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=120)
 
     def publish(self, articles: Sequence[Mapping[str, Any]]) -> None:
         """Makes `articles` searchable."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
-_SECONDS = 120.0  # for one command: some 5 s on an idle machine
+_SECONDS = 600.0  # for one command: some 5 s on an idle machine
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from tests.write_path import DIM, Stage
 if TYPE_CHECKING:
     from tests.api_server import ApiServer
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes long now and then
+_SLOW = [hypothesis.HealthCheck.too_slow]  # as a busy machine is now and then
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=_SLOW)
 hypothesis.settings.load_profile("any machine")
 
 # Files of minutes, which two workers should not have before them at the end, when there is nothing else left to do.
@@ -68,6 +69,14 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     uri, process = milvus_server.start(tmp_path_factory.mktemp("milvus"))
     yield uri
     milvus_server.stop(process)
+
+
+@pytest.fixture(autouse=True)
+def _patience_with_milvus(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For who uses the server of the session, which nobody stops; `milvus` is one to be killed."""
+    stays = request.node.get_closest_marker("server") is not None and "milvus" not in request.fixturenames
+    with milvus_server.patiently() if stays else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", name="postgres_server")

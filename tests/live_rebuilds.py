@@ -86,7 +86,7 @@ class Rebuilds:
 
     def join(self) -> None:
         if self._thread is not None:
-            self._thread.join(2 * _PATIENCE)
+            self._thread.join(6 * _PATIENCE)
             assert not self.running, "the rebuild does not end"
 
     def _carry(self, task: Task) -> None:

@@ -40,7 +40,7 @@ from tests.live_rebuilds import RECIPES, Rebuilds, back, builder, to_chunking
 _ARTICLES = 24  # their passages stay below the candidates of a search: every answer shows every article
 _CANDIDATES = 1000
 _LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)  # dated articles: a minute a version from here on
-_PATIENCE = 60.0  # seconds; what takes longer hangs
+_PATIENCE = 180.0  # seconds; what takes longer hangs
 _LOOK_SECONDS = 0.02
 _QUEUE = 3  # changes; most operations wait until fewer are queued, else most of them would be superseded unseen
 _ANY = 1_000_000
@@ -101,7 +101,7 @@ class Site:
 
 
 class Stuck(AssertionError):
-    """Something that should happen within a minute did not."""
+    """Something that should happen within seconds did not within minutes."""
 
 
 @dataclass(frozen=True, slots=True)

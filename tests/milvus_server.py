@@ -1,7 +1,7 @@
 """A real Milvus server for the tests: the standalone binary of the PyPI package `milvus`, on 127.0.0.1 with free ports.
 
 The package needs an old setuptools, so it lives in a virtual environment of its own, found through the environment
-variable YEOUL_TEST_MILVUS_SERVER (the python of that environment). Knows nothing about collections or pytest.
+variable YEOUL_TEST_MILVUS_SERVER (the python of that environment). Knows nothing about pytest.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.index import collection
 
 _VARIABLE = "YEOUL_TEST_MILVUS_SERVER"
 _DEFAULT_PYTHON = Path(".cache/milvus-server/bin/python")  # below the root of the repository; git ignores it
-_STARTUP_SECONDS = 90  # 9 s on an idle machine with two cores; a busy one takes several times that
+_STARTUP_SECONDS = 300  # 9 s on an idle machine with two cores; a busy one takes several times that
 _STOP_SECONDS = 2  # its data is thrown away, so there is no need to wait for its own end, which takes over 10 s
 _POLL_SECONDS = 0.1
 _HOW = "how"  # the file below the data that says how the server is started: its binary and its health port
@@ -57,6 +61,8 @@ initial-cluster: default=http://127.0.0.1:{peer}
 log-outputs: [{data}.log]
 """
 
+_CONNECT_SECONDS = 15.0  # instead of three, which a busy machine may take
+
 TOKEN = "root:Milvus"  # the account that a new server has; authorization is on, so that tokens are tested too
 CURE = (
     "a real Milvus server is not installed; create it with: python3 -m venv .cache/milvus-server && "
@@ -75,8 +81,18 @@ def server_python() -> Path | None:
     return python if seen.returncode == 0 else None
 
 
+@contextlib.contextmanager
+def patiently() -> Iterator[None]:
+    """Within the block a connection to a server that is up may take long; one that is down is noticed later."""
+    before, collection._CONNECT_SECONDS = collection._CONNECT_SECONDS, _CONNECT_SECONDS
+    try:
+        yield
+    finally:
+        collection._CONNECT_SECONDS = before
+
+
 def start(data_dir: Path, *, session_seconds: int | None = None) -> tuple[str, subprocess.Popen[bytes]]:
-    """Starts a server with its data in `data_dir` and waits until it is healthy: its uri and its process.
+    """Starts a server with its data in `data_dir`, its own, and waits until it is healthy: its uri and its process.
 
     `session_seconds`: how long after a SIGKILL it serves no collection, 30 unless told. Raises RuntimeError with the end of
     its log where it does not come up in time.
@@ -84,6 +100,14 @@ def start(data_dir: Path, *, session_seconds: int | None = None) -> tuple[str, s
     python = server_python()
     if python is None:
         raise RuntimeError(CURE)
+    try:
+        return _started(python, data_dir, session_seconds)
+    except RuntimeError:  # somebody else may have taken a port that was free a moment ago
+        shutil.rmtree(data_dir)
+        return _started(python, data_dir, session_seconds)
+
+
+def _started(python: Path, data_dir: Path, session_seconds: int | None) -> tuple[str, subprocess.Popen[bytes]]:
     data_dir.mkdir(parents=True, exist_ok=True)
     *ports, health_port, peer_port = _free_ports(len(_PORT_KEYS) + 2)
     pairs = [f"{key}={port}" for key, port in zip(_PORT_KEYS, ports, strict=True)]
@@ -142,7 +166,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, data_dir: P
     while time.monotonic() < until and process.poll() is None:
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer,
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30) as answer,
         ):
             if b"OK" in answer.read():
                 return

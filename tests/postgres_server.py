@@ -24,8 +24,8 @@ from typing import Any, LiteralString
 import psycopg
 from sqlalchemy import make_url
 
-_STARTUP_SECONDS = 60  # 0.1 s on an idle machine; a busy one and the recovery after a kill take longer
-_STOP_SECONDS = 10  # a fast shutdown writes one checkpoint
+_STARTUP_SECONDS = 300  # 0.1 s on an idle machine; a busy one and the recovery after a kill take longer
+_STOP_SECONDS = 120  # a fast shutdown writes one checkpoint
 _POLL_SECONDS = 0.02
 _USER = "nobody"  # PostgreSQL refuses to run as root; this account is on every machine that has a root
 _SUPERUSER = "postgres"

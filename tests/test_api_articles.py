@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from pipeline.documents import MAX_BODY_BYTES
 from tests.api_server import KEY, ApiServer
+from tests.faults import until
 
 FULL = {
     "title": "모든 칸을 채운 글",
@@ -218,7 +218,7 @@ def test_a_request_that_is_too_large_is_413_announced_or_not(client: httpx2.Clie
 
 
 def test_an_endless_announcement_is_refused_before_it_is_sent(api_server: ApiServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=60)
     connection.putrequest("PUT", "/v1/articles/endless")
     connection.putheader("Authorization", f"Bearer {KEY}")
     connection.putheader("Content-Length", str(10**12))
@@ -269,7 +269,7 @@ def _indexed(client: httpx2.Client, seq: int) -> int:
 
 def _raw(api_server: ApiServer, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, Any]]:
     """A request whose address is sent as it is written here."""
-    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=60)
     connection.request(method, path, body=body, headers={"Authorization": f"Bearer {KEY}"})
     answer = connection.getresponse()
     content = json.loads(answer.read())
@@ -280,19 +280,18 @@ def _raw(api_server: ApiServer, method: str, path: str, body: bytes | None = Non
 def test_a_client_that_goes_away_is_no_error_and_leaves_nothing(
     api_server: ApiServer, client: httpx2.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api_server.port, timeout=60)
     connection.putrequest("PUT", "/v1/articles/half")
     connection.putheader("Authorization", f"Bearer {KEY}")
     connection.putheader("Content-Length", "1000")
     connection.endheaders(b'{"title": "t", ')
-    audited: list[str] = []
+
+    def audited() -> list[str]:
+        return [text for text in caplog.messages if '"article_id":"half"' in text]
+
     with caplog.at_level("INFO", logger="api.errors"):
         connection.close()
-        for _ in range(100):
-            audited = [text for text in caplog.messages if '"article_id":"half"' in text]
-            if audited:  # the last thing that is told of a call
-                break
-            time.sleep(0.02)
+        until(audited, 60, "the call is not told of to its end")
     assert [record.levelname for record in caplog.records if record.name != "yeoul.audit"] == ["INFO"]
-    assert ['"status":null' in line for line in audited] == [True]
+    assert ['"status":null' in line for line in audited()] == [True]
     assert client.get("/v1/articles/half").status_code == 404

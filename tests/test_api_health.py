@@ -153,7 +153,7 @@ def test_while_the_index_loads_searches_are_answered_and_say_so(late: Late) -> N
     assert client.get("/v1/search?q=x").json()["degraded"] == []
 
 
-def _until(condition: object, seconds: float = 20.0) -> None:
+def _until(condition: object, seconds: float = 120.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():

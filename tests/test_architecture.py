@@ -109,7 +109,7 @@ def test_the_search_path_of_kiwi_static_imports_no_transformer(pytestconfig: pyt
     assert cache is not None
     done = subprocess.run(
         [sys.executable, "-c", _SEARCH_PATH, str(cache.mkdir("kiwi-static"))],
-        cwd=_ROOT, capture_output=True, text=True, check=False, timeout=120,
+        cwd=_ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 

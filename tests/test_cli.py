@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,8 +21,10 @@ from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from tests.command_line import Outcome, Shell, finished
+from tests.faults import until
 
 _NOBODY = "http://127.0.0.1:1"  # nothing listens on port 1
+_PATIENCE = 300.0  # seconds until a test gives up waiting
 _HIT_FIELDS = {"article_id", "passage_id", "title", "url", "category", "published_at", "snippet", "score"}
 _ANSWER_FIELDS = {
     "query", "understood", "took_ms", "seq", "degraded", "services", "total", "next_cursor", "items",
@@ -42,9 +43,8 @@ Given = tuple[tuple[str | bytes, ...], dict[str, str]]
 
 
 def everything(shell: Shell, *commands: Given) -> list[Outcome]:
-    """Runs `commands` two at a time: each spends seconds on starting."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda given: shell.run(*given[0], **given[1]), commands))
+    """Runs `commands` one after the other: one that waits for another one's folder gives up on a busy machine."""
+    return [shell.run(*arguments, **settings) for arguments, settings in commands]
 
 
 def written(path: Path, *rows: Mapping[str, object] | str) -> Path:
@@ -284,11 +284,9 @@ def test_an_index_made_with_other_settings_is_refused_by_name_and_kept(own: Shel
 
 def test_a_milvus_server_that_does_not_answer_is_told_and_the_inbox_keeps_the_articles(empty: Shell) -> None:
     file = written(empty.folder / "a.jsonl", *_ROWS)
-    start = time.monotonic()
     indexed, diagnosed = everything(
         empty, (("index", str(file)), {"MILVUS__URI": _NOBODY}), (("doctor",), {"MILVUS__URI": _NOBODY})
     )
-    assert time.monotonic() - start < 30  # two starts at once; alone it is some 5 s
     assert _NOBODY in indexed.told()
     assert "start the Milvus server, or correct milvus.uri" in indexed.told()
     assert diagnosed.code == 1
@@ -335,8 +333,8 @@ def test_a_second_process_waits_for_the_folder_and_says_for_whom(own: Shell) -> 
         refused = own.run("search", "월세").told()
         assert "yeoul index (process" in refused
         assert "use its HTTP API" in refused
+        until(lambda: counts(own)[1] == 1, _PATIENCE, "it is not accepted all the same")
         assert waiting.poll() is None
-        assert counts(own)[1] == 1  # accepted all the same
     finally:
         lock.release()
     outcome = finished(waiting)
@@ -351,7 +349,7 @@ def test_what_the_holder_of_the_folder_cannot_index_is_told_and_fails_the_comman
     waiting = own.start("index", str(file))
     database = StateDatabase.open(f"sqlite:///{own.folder / '.yeoul' / 'state.db'}")
     try:
-        store, deadline = ArticleStore(database), time.monotonic() + 60
+        store, deadline = ArticleStore(database), time.monotonic() + _PATIENCE
         while not store.queued(1):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -367,10 +365,10 @@ def test_what_the_holder_of_the_folder_cannot_index_is_told_and_fails_the_comman
 
 
 def test_an_interrupted_index_says_how_to_go_on(empty: Shell) -> None:
-    rows = [{"id": f"글{n}", "title": "제목", "body": f"{n}번째 글입니다. " * 200} for n in range(600)]
+    rows = [{"id": f"글{n}", "title": "제목", "body": f"{n}번째 글입니다. " * 200} for n in range(1_500)]
     file = written(empty.folder / "a.jsonl", *rows)
     running = empty.start("index", str(file))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _PATIENCE
     # Not before the first articles are indexed: Python may lose an interrupt that meets it in a model's start.
     while not (empty.folder / ".yeoul" / "holder.json").exists() or not counts(empty)[0].get("indexed"):
         assert running.poll() is None
@@ -378,7 +376,7 @@ def test_an_interrupted_index_says_how_to_go_on(empty: Shell) -> None:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     assert "waits in the inbox" in finished(running).told()
-    assert sum(counts(empty)[0].values()) == 600
+    assert sum(counts(empty)[0].values()) == 1_500
 
 
 def test_with_a_server_running_the_other_commands_go_through_it(served: Shell) -> None:
@@ -418,10 +416,10 @@ def _serving(shell: Shell) -> subprocess.Popen[bytes]:
 
 
 def _wait_until_ready(url: str, serving: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
-            with urlopen(url, timeout=2) as response:
+            with urlopen(url, timeout=30) as response:
                 if response.status == 200:
                     return
         except OSError:

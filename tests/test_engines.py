@@ -113,7 +113,8 @@ def opener(kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     opened: list[Collection] = []
 
     def open_collection() -> Collection:
-        opened.append(Collection.open(uri=uri, token=token, name=f"t{uuid4().hex}", dim=DIM))
+        with milvus_server.patiently():
+            opened.append(Collection.open(uri=uri, token=token, name=f"t{uuid4().hex}", dim=DIM))
         return opened[-1]
 
     yield open_collection
@@ -188,7 +189,9 @@ def test_lexical_candidates_hold_a_term_and_are_scored_exactly(filled: Shelf) ->
 
 
 @given(conditions=corpus.filters, words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_filter_gives_what_the_plain_predicate_gives(filled: Shelf, conditions: Filter, words: list[str]) -> None:
     query = question(words, conditions=conditions)
     assert_same(filled.engine.search(query), expected(filled.there, query, PARAMETERS))

@@ -197,7 +197,10 @@ def test_a_file_renamed_while_it_is_written_loses_nothing_for_one_run(tmp_path: 
     assert _removed(reader.run()) == ["2"], "a file that stays broken must not keep what is gone for ever"
 
 
-def test_a_file_written_just_now_is_read_again_and_loses_nothing_yet(tmp_path: Path) -> None:
+def test_a_file_written_just_now_is_read_again_and_loses_nothing_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_CLOCK_TICK_NS", 600 * 10**9)
     path = tmp_path / "a.jsonl"
     path.write_text(_jsonl({"1": "하나", "2": "둘"}), encoding="utf-8")
     reader = Reader(tmp_path)

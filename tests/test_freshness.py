@@ -31,7 +31,7 @@ from tests.fakes import FakeEncoder
 from tests.write_path import running
 
 _GAUGES = Gauges(ready=True, passages=0, queued=0, lag=0, failed=0, late=False)
-_PATIENCE = 20.0
+_PATIENCE = 120.0
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 _PERIOD = 60.0
 

@@ -24,7 +24,7 @@ from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
 from tests.fakes import FakeEncoder
 
-_PATIENCE = 30.0  # seconds until a test gives up waiting
+_PATIENCE = 50.0  # seconds until a test gives up waiting
 _UNWOKEN = 60.0  # seconds until a worker that nobody wakes looks: longer than a test waits
 _QUIET: dict[str, Any] = {"canary_seconds": 0, "reconcile_hours": 0, "poll_seconds": 0.02}
 

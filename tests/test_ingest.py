@@ -23,7 +23,7 @@ from tests.fakes import InterruptibleCollection
 from tests.stores import EMBEDDED_ALONE
 from tests.write_path import Stage
 
-_PATIENCE = 20.0  # seconds until a test gives up waiting
+_PATIENCE = 120.0  # seconds until a test gives up waiting
 _GRACE = 60.0  # seconds: not over during a test
 _PARAGRAPHS = [
     "전세 대출의 금리는 은행마다 다르므로 여러 곳을 비교하는 편이 좋습니다.",

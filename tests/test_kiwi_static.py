@@ -251,7 +251,7 @@ def test_canonical_vectors(encoder: KiwiStaticEncoder) -> None:
         [0.14732, -0.03993, -0.00177, 0.01376, 0.00034],
     ]
     assert encoder.id == "kiwi-static:0.24.0:73a72f7b4942:6a312629"
-    np.testing.assert_allclose(encoder.encode_queries(TEXTS[:4])[:, [0, 1, 7, 100, 255]], pinned, atol=1e-4)
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS[:4])[:, [0, 1, 7, 100, 255]], pinned, atol=1e-3)
 
 
 def test_user_words_and_unknown_names_are_read_by_their_form(encoder: KiwiStaticEncoder, table: MorphemeTable) -> None:
@@ -376,7 +376,7 @@ def test_kiwi_static_loads_neither_torch_nor_sentence_transformers(cache_dir: Pa
         f"open_encoder('kiwi-static', Kiwi(), cache_dir=Path({str(cache_dir)!r})).encode_queries(['송금'])\n"
         "print([name for name in ('torch', 'transformers', 'sentence_transformers') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.strip() == "[]"
 
 

@@ -21,7 +21,7 @@ from pipeline.index.collection import Collection
 from tests.faults import until
 from tests.test_collection import DIM, passage, vectors_for
 
-_PATIENCE = 30.0  # seconds
+_PATIENCE = 120.0  # seconds
 _USERS, _KILLS = 3, 3
 _HOLDER = """
 import sys, time

@@ -35,7 +35,7 @@ from tests import milvus_server
 from tests.api_server import assembly_of
 
 _BODY = "전세 보증금을 지키려면 전입신고와 확정일자를 받아야 합니다. 이사한 날 바로 주민센터에 가세요. {}"
-_PATIENCE = 30.0
+_PATIENCE = 150.0
 
 
 def article(number: int, text: str = "등기부등본도 떼어 봅니다.") -> Article:

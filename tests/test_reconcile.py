@@ -31,7 +31,7 @@ from tests.api_server import assembly_of
 from tests.fakes import FakeEncoder
 from tests.stores import EMBEDDED_ALONE
 
-_PATIENCE = 30.0
+_PATIENCE = 150.0
 _LOOKS, _COMMITS = 10, 25  # at the stores while somebody writes, and what is committed meanwhile, at least
 _ON_SERVERS = 4, 10  # each look takes several Strong reads there
 _BODY = "\n\n".join(

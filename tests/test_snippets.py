@@ -146,7 +146,7 @@ def test_a_passage_of_a_title_alone_has_an_empty_snippet(likely: Span | None) ->
 
 def test_a_passage_full_of_matches_is_shown_in_an_instant() -> None:
     passage = _passage(["가 나 " * 2_000])
-    start = time.perf_counter()
+    start = time.thread_time()
     shown = snippet(passage, {"가": 1.0, "나": 1.0})
-    assert time.perf_counter() - start < 1.0  # 0.1 s here; quadratic in the matches it took 10 s
+    assert time.thread_time() - start < 4.0  # 0.1 s here; quadratic in the matches it took 10 s
     assert shown.count("<mark>") == SNIPPET_CHARS // 2

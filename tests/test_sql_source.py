@@ -191,6 +191,7 @@ def test_a_table_that_another_one_has_locked_is_given_up(
 ) -> None:
     monkeypatch.setitem(table_module._POSTGRESQL, "options", "-c statement_timeout=1000")
     engine = create_engine(module_postgres_url, poolclass=NullPool)
+    _run_sql(engine, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     _articles(engine)
     with engine.begin() as connection:
         connection.execute(text("LOCK TABLE articles"))
@@ -816,7 +817,9 @@ class _Model:
                 connection.execute(text(columns), list(self.rows.values()))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(edits=st.lists(_EDITS, max_size=14), watermark=st.sampled_from([None, "changed"]))
 def test_after_any_edits_and_runs_the_articles_are_those_of_the_table(
     url: str, engine: Engine, edits: list[tuple[Any, ...]], watermark: str | None

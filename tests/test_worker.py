@@ -365,13 +365,22 @@ def test_what_was_indexed_cannot_fail_afterwards(stage: Stage) -> None:
     assert (stage.store.state("가").status, stage.store.failed(9)) == ("indexed", [])
 
 
-def test_a_drain_does_not_wait_for_what_came_after_it_began(stage: Stage) -> None:
+def test_a_drain_does_not_wait_for_what_came_after_it_began(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a worker that is at work all the time, it would not end."""
+    looked, waits = threading.Event(), stage.store.waits
+
+    def watched(**conditions: Any) -> int | None:
+        found = waits(**conditions)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(stage.store, "waits", watched)
     stage.store.accept(article("가"))
     held = leases.acquire(stage.store.database, LEASE, "another", 60)
     assert held is not None
     with ThreadPoolExecutor(1) as pool:
         draining = pool.submit(worker_of(stage).drain)
+        assert looked.wait(_PATIENCE)
         with pytest.raises(TimeoutError):
             draining.result(0.2)
         stage.store.accept(article("나"))
@@ -434,8 +443,9 @@ def test_a_failed_attempt_is_repeated_later_and_the_last_one_is_a_dead_letter(
 
 def test_an_attempt_that_succeeds_later_leaves_no_error(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_BACKOFF_FACTOR", 1)
     stage.encoder.poison = "독"
-    with running(worker_of(stage, attempts=5)):
+    with running(worker_of(stage, attempts=10_000)):
         stage.store.accept(article("가", "독이 든 사과"))
         eventually(lambda: stage.store.state("가").error is not None)
         stage.encoder.poison = None

@@ -20,7 +20,7 @@ _ARTICLES = [
     {"id": "rent", "title": "월세 세액공제", "body": "연말정산에서 월세 세액공제를 받으려면 무주택 세대주여야 합니다."},
 ]
 _MEASURES = {"ndcg@10", "recall@1", "recall@10", "recall@100", "mrr@10"}
-_SECONDS = 120
+_SECONDS = 600
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.storage.articles import ArticleStore
 from tests.fakes import FakeEncoder, InterruptibleCollection
 
 DIM = 32
-_PATIENCE = 20.0  # seconds until a worker should have ended
+_PATIENCE = 120.0  # seconds until a worker should have ended
 _ONE_PARAGRAPH = 16  # tokens of FakeEncoder (words): two paragraphs of ten do not fit
 
 

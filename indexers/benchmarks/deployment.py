@@ -21,7 +21,7 @@ import orjson
 
 from pipeline.errors import YeoulError
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _KEY = "benchmark-key"
 

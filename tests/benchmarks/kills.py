@@ -38,8 +38,8 @@ from pipeline.storage.tables import leases, leftovers
 from tests import milvus_server, postgres_server
 from tests.faults import Audit, Ledger, await_seq, until, writing
 
-_SETTLE_SECONDS = 300.0  # on a busy machine the last start and everything that waits
-_PROGRESS_SECONDS = 90.0  # until a writer is answered again after a kill
+_SETTLE_SECONDS = 900.0  # on a busy machine the last start and everything that waits
+_PROGRESS_SECONDS = 300.0  # until a writer is answered again after a kill
 _BULK_SECONDS = 5.0  # writers send one a second or so
 _REBUILD_SECONDS = 60.0  # until a rebuild says its first word, and after a kill until it has ended
 _LONGEST_PAUSE = 1.5  # seconds before a kill at random

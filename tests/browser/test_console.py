@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sy
 from tests.api_server import ApiServer
 
 _CHROMIUM = Path("/usr/bin/chromium")
+_PATIENCE = 120_000  # milliseconds
 _PHONE: ViewportSize = {"width": 360, "height": 740}
 _DESK: ViewportSize = {"width": 1280, "height": 900}
 
@@ -24,7 +25,7 @@ pytestmark = [
 def browser() -> Iterator[Browser]:
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=arguments)
+        browser = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=arguments, timeout=_PATIENCE)
         yield browser
         browser.close()
 
@@ -36,6 +37,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, api_server: ApiServer
         java_script_enabled="without scripts" not in request.param,
         base_url=api_server.url,
     )
+    context.set_default_timeout(_PATIENCE)
     yield context.new_page()
     context.close()
 
@@ -143,10 +145,12 @@ def test_what_cannot_be_searched_is_told(page: Page, address: str, told: str) ->
 
 def test_the_page_can_be_used_by_keyboard_alone(browser: Browser, api_server: ApiServer) -> None:
     page = browser.new_page(base_url=api_server.url)
+    page.set_default_timeout(_PATIENCE)
     page.goto("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("이체 한도")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     page.wait_for_selector("article")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="결과로 건너뛰기")).to_be_focused()
@@ -161,6 +165,7 @@ def test_dark_mode_follows_the_reader(browser: Browser, api_server: ApiServer) -
     colours = set()
     for scheme in ("light", "dark"):
         page = browser.new_page(base_url=api_server.url, color_scheme=scheme)
+        page.set_default_timeout(_PATIENCE)
         page.goto("/")
         colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         page.close()

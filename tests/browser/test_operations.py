@@ -16,6 +16,7 @@ from pipeline.storage import jobs, tables
 from tests.api_server import ARTICLES, KEY, READ_KEY, ApiServer, running, settings_in
 
 _CHROMIUM = Path("/usr/bin/chromium")
+_PATIENCE = 120_000  # milliseconds
 _PHONE: ViewportSize = {"width": 360, "height": 740}
 _DESK: ViewportSize = {"width": 1280, "height": 900}
 _HOSTILE = "<script>document.title='당함'</script> <img src=x onerror=alert(1)> " + "긴오류" * 200
@@ -31,7 +32,7 @@ pytestmark = [
 def browser() -> Iterator[Browser]:
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=arguments)
+        browser = playwright.chromium.launch(executable_path=str(_CHROMIUM), args=arguments, timeout=_PATIENCE)
         yield browser
         browser.close()
 
@@ -68,6 +69,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, server: ApiServer) ->
         base_url=server.url,
         http_credentials={"username": "anyone", "password": KEY},
     )
+    context.set_default_timeout(_PATIENCE)
     page = context.new_page()
     page.goto("/operations")
     yield page
@@ -167,6 +169,7 @@ def test_a_key_that_may_not_administer_is_told_what_is_needed(browser: Browser, 
     context = browser.new_context(
         base_url=api_server.url, http_credentials={"username": "anyone", "password": READ_KEY}
     )
+    context.set_default_timeout(_PATIENCE)
     page = context.new_page()
     answer = page.goto("/operations")
     assert answer is not None
@@ -178,6 +181,7 @@ def test_a_key_that_may_not_administer_is_told_what_is_needed(browser: Browser, 
 
 def test_the_search_page_leads_here(browser: Browser, open_server: ApiServer) -> None:
     page = browser.new_page(base_url=open_server.url)
+    page.set_default_timeout(_PATIENCE)
     page.goto("/")
     page.get_by_role("link", name="운영").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("운영")
@@ -188,6 +192,7 @@ def test_dark_mode_follows_the_reader(browser: Browser, open_server: ApiServer) 
     colours = set()
     for scheme in ("light", "dark"):
         page = browser.new_page(base_url=open_server.url, color_scheme=scheme)
+        page.set_default_timeout(_PATIENCE)
         page.goto("/operations")
         colours.add(page.evaluate("getComputedStyle(document.querySelector('.figures div')).backgroundColor"))
         page.close()
