@@ -253,7 +253,7 @@ class Rebuild:
         if in_use.manifest.identity() != target.manifest.identity() or in_use.name == target.name:
             return {}
         counts = self._store.visible_passages([change.article_id for change in shown])
-        return known_vectors(in_use.collection, counts, newest=False)
+        return known_vectors(lambda ids: in_use.collection.read(ids, newest=False), counts)
 
     def _check(self, target: Connected, conditions: Conditions) -> None:
         """Waits until every process that answers has loaded the collection, and compares answers."""

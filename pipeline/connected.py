@@ -186,6 +186,8 @@ class Connected:
     def told_by_ingest(self) -> None:
         """From now on what this process writes goes straight into its loaded engine."""
         self.ingest.observer = self.follower.tell
+        if isinstance(self._engine, ResidentEngine):
+            self.ingest.memory = self._engine.read
 
     def save(self) -> None:
         """Writes the resident engine to disk for the next start, where enough has changed since the last time."""

@@ -35,6 +35,7 @@ from pipeline.storage.rows import Indexed
 
 log = logging.getLogger(__name__)
 
+Read = Callable[[Sequence[str]], tuple[list[Passage], FloatArray]]  # ids → passages and their vectors, float32 (n, dim)
 KnownVectors = Mapping[tuple[str, str], FloatArray]  # (article id, content hash) → vector, float32 (dim,)
 
 _TERM_START = itemgetter(1)
@@ -228,6 +229,7 @@ class Ingest:
         self._carries = carries
         # Told of the articles that became visible or vanished, after the commit: (id → revision, passages, vectors).
         self.observer: Callable[[Revisions, Sequence[Passage], FloatArray], None] | None = None
+        self.memory: Read | None = None  # of the passages that this process holds itself
 
     def analyse(self, batch: Sequence[Change]) -> list[list[AnalysedPassage]]:
         """The passages of each change; none for a delete and for an article that is not to be shown."""
@@ -240,7 +242,7 @@ class Ingest:
         counts = self._store.visible_passages(
             change.article_id for change, parts in zip(batch, analysed, strict=True) if parts
         )
-        vectors, encoded = self.put(analysed, known_vectors(self._collection, counts))
+        vectors, encoded = self.put(analysed, known_vectors(self._read, counts))
         done = self._done(batch, analysed, vectors)
         name = self._collection.name
         shown = self._store.commit(done, lease, grace_seconds=self._grace_seconds, collection=name)
@@ -265,6 +267,13 @@ class Ingest:
         if passages:
             self._collection.upsert([one.passage for one in passages], vectors)
         return vectors, len(fresh)
+
+    def _read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
+        if self.memory is not None:
+            passages, vectors = self.memory(ids)
+            if len(passages) == len(ids):
+                return passages, vectors
+        return self._collection.read(ids)
 
     def flush(self) -> None:
         """Lets the collection write what it holds in memory into its searchable form; due after a bulk load."""
@@ -328,11 +337,8 @@ class Ingest:
                 revisions, passages, places = {}, [], []
 
 
-def known_vectors(
-    collection: Collection, counts: Mapping[str, tuple[int, int]], *, newest: bool = True
-) -> KnownVectors:
-    """The vectors that `collection` holds of these articles (id → revision, passages), by their content. Without `newest` those
-    that were written just now may lack, which is quicker."""
+def known_vectors(read: Read, counts: Mapping[str, tuple[int, int]]) -> KnownVectors:
+    """The vectors that there are of these articles (id → revision, passages), by their content."""
     ids = [
         passage_id(article_id, revision, ordinal)
         for article_id, (revision, count) in counts.items()
@@ -340,7 +346,7 @@ def known_vectors(
     ]
     if not ids:
         return {}
-    passages, vectors = collection.read(ids, newest=newest)
+    passages, vectors = read(ids)
     return {(p.article_id, p.content_hash): vector for p, vector in zip(passages, vectors, strict=True)}
 
 

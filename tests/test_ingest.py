@@ -16,12 +16,15 @@ from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import EncoderFailed
+from pipeline.follower import Follower
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.resident import ResidentEngine
 from pipeline.storage import commits
 from tests.fakes import InterruptibleCollection
 from tests.stores import EMBEDDED_ALONE
-from tests.write_path import Stage
+from tests.write_path import DIM, Stage
 
 _PATIENCE = 120.0  # seconds until a test gives up waiting
 _GRACE = 60.0  # seconds: not over during a test
@@ -86,6 +89,32 @@ def test_a_change_of_a_field_that_no_encoder_reads_encodes_nothing(stage: Stage,
     revision, _ = stage.store.visible_passages(["가"])["가"]
     (name, value), *_ = change.items()
     assert getattr(stage.collection.get([f"가#{revision}#0"])[0], name) == value
+
+
+@EMBEDDED_ALONE  # on servers who writes holds nothing in memory
+def test_vectors_are_copied_from_memory_where_all_of_them_are_there(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ResidentEngine(DIM, LexicalParameters())
+    follower = Follower(stage.store, stage.collection, engine)
+    follower.load()
+    ingest = stage.ingest()
+    ingest.observer, ingest.memory = follower.tell, engine.read
+    read, asked = Collection.read, []
+
+    def watched(collection: Collection, ids: Sequence[str], *, newest: bool = True) -> Any:
+        asked.append(list(ids))
+        return read(collection, ids, newest=newest)
+
+    monkeypatch.setattr(Collection, "read", watched)
+    stage.publish(article(), ingest=ingest)
+    written = stage.publish(replace(article(), category="새것"), ingest=ingest)
+    assert (written.encoded, asked) == (0, [])
+    [held], [kept] = engine.read(["가#2#0"])[1], read(stage.collection, ["가#2#0"])[1]
+    assert np.array_equal(held, kept)
+    engine.apply({"가": None}, [], np.zeros((0, DIM), dtype=np.float32))  # it lags behind
+    written = stage.publish(replace(article(), category="neu"), ingest=ingest)
+    assert (written.encoded, len(asked)) == (0, 1)
 
 
 @EMBEDDED_ALONE  # it is about the hash of what is encoded; copies from a server are made in the tests above

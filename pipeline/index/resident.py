@@ -81,6 +81,14 @@ class ResidentEngine:
             found = {i: self._packed[self._row_of[i]] for i in ids if i in self._row_of}
         return {i: unpacked(data) for i, data in found.items()}
 
+    def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
+        """Those of `ids` that are here, in that order, and their vectors, float32 (n, dim)."""
+        with self._lock:
+            rows = [self._row_of[i] for i in ids if i in self._row_of]
+            found = [self._packed[row] for row in rows]
+            vectors = self._vectors.at(np.array(rows, dtype=np.intp))
+        return list(map(unpacked, found)), vectors
+
     def scorer(self, query: LexicalQuery) -> PassageScorer:
         """Scores any passage as if it stood here now: for those who find passages elsewhere (`milvus_search.py`)."""
         with self._lock:
