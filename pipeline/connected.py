@@ -83,9 +83,8 @@ class Connected:
             self._engine = ResidentEngine(collection.dim, parameters, device=device_of(settings))
         else:
             self._engine = MilvusEngine(collection, parameters)
-        self._sure_seconds = (
-            settings.indexers.grace_seconds / 2
-        )  # rows of a replaced revision are there for twice as long
+        # Rows of a replaced revision are there for twice as long.
+        self._sure_seconds = settings.indexers.grace_seconds / 2
         self.last_asked = -math.inf  # monotonic: when a search began last
         self._seen_position = 0  # the newest line of the log that an answer of the stand-in may have shown
         self._stand_in = StandIn(self._engine, collection, self._visible_now)

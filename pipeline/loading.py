@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,8 +56,10 @@ def load_apart(order: Order, ended: threading.Event) -> bool:
     One that gets no processor, as others are always at work, is given up for one that is nice only.
     """
     for prepare in (step_back, _be_nice):
-        process = _begun(order, prepare)
+        process = started(__name__, stdin=subprocess.PIPE)
         try:
+            prepare(process)  # by itself it could only after its imports, seconds of work
+            _give(order, process)
             while process.poll() is None:
                 if ended.wait(_LOOK_SECONDS):
                     return False
@@ -81,13 +82,10 @@ def _be_nice(process: subprocess.Popen[bytes]) -> None:
     be_nice(process, _NICENESS)
 
 
-def _begun(order: Order, prepare: Callable[[subprocess.Popen[bytes]], None]) -> subprocess.Popen[bytes]:
-    process = started(__name__, stdin=subprocess.PIPE)
-    prepare(process)  # by itself it could only after its imports, seconds of work
+def _give(order: Order, process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with process.stdin as told:  # not as an argument: everybody may read those, and there is a password in it
         told.write(orjson.dumps(asdict(order), default=str))
-    return process
 
 
 def load(order: Order) -> None:

@@ -189,7 +189,7 @@ def test_deleted_rows_stay_where_keys_are_not_compared(url: str, engine: Engine)
 def test_a_table_that_another_one_has_locked_is_given_up(
     module_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(table_module._POSTGRESQL, "options", "-c statement_timeout=1000")
+    monkeypatch.setattr(table_module, "_STATEMENT_SECONDS", 1)
     engine = create_engine(module_postgres_url, poolclass=NullPool)
     _run_sql(engine, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     _articles(engine)

@@ -292,18 +292,24 @@ def test_a_sweep_that_breaks_off_is_told_and_tried_again(
     assert [line.split(":")[0] for line in told] == ["a sweep broke off"] * 2
 
 
-def test_a_push_goes_before_a_bulk_that_came_earlier(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
+def written_in(monkeypatch: pytest.MonkeyPatch, at_first: Callable[[], object] = lambda: None) -> list[list[str]]:
+    """The articles of each batch that is written, in order; `at_first` is called in the first."""
     order: list[list[str]] = []
     write = Ingest.write
 
     def watched(ingest: Ingest, batch: list[Change], *rest: Any) -> Written:
         order.append([change.article_id for change in batch])
         if len(order) == 1:
-            stage.store.accept(article("급한글"))
+            at_first()
         return write(ingest, batch, *rest)
 
     monkeypatch.setattr(Ingest, "write", watched)
+    return order
+
+
+def test_a_push_goes_before_a_bulk_that_came_earlier(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
+    order = written_in(monkeypatch, lambda: stage.store.accept(article("급한글")))
     stage.store.accept_many([article(f"글{n}") for n in range(8)], source="bulk")
     worker_of(stage).drain()
     assert order == [["글0", "글1"], ["급한글"], ["글2", "글3"], ["글4", "글5"], ["글6", "글7"]]
@@ -330,14 +336,7 @@ def test_a_push_does_not_wait_for_the_bulks_next_batch_to_be_analysed(
 
 def test_a_push_of_what_waits_in_a_bulk_brings_it_forward(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_ARTICLES", 2)
-    order: list[list[str]] = []
-    write = Ingest.write
-
-    def watched(ingest: Ingest, batch: list[Change], *rest: Any) -> Written:
-        order.append([change.article_id for change in batch])
-        return write(ingest, batch, *rest)
-
-    monkeypatch.setattr(Ingest, "write", watched)
+    order = written_in(monkeypatch)
     stage.store.accept_many([article(f"글{n}") for n in range(6)], source="bulk")
     again = stage.store.accept(article("글5"))
     assert (again.seq, again.unchanged) == (6, True)

@@ -32,6 +32,7 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    text,
 )
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchTableError, OperationalError
 from sqlalchemy.pool import NullPool
@@ -51,15 +52,9 @@ _SECRET_PARAMETER = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNO
 _URL_RULE = (
     "an SQLAlchemy URL of a database whose driver is installed, such as postgresql+psycopg://user:password@host/db"
 )
-# A server that went away silently is noticed within a minute instead of hours, in seconds; a page that is locked or that its
-# view cannot find, after ten minutes, in milliseconds.
-_POSTGRESQL = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "options": "-c statement_timeout=600000",
-}
+# A server that went away silently is noticed within a minute instead of hours. All in seconds.
+_POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+_STATEMENT_SECONDS = 600  # for a page, which may be locked, or of a view that does not end; PostgreSQL keeps to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +171,8 @@ def connected(options: SqlOptions) -> Iterator[Connection]:
     engine = _engine(options)
     try:
         with engine.connect() as connection:
+            if engine.dialect.name == "postgresql":  # not as a startup parameter, which PgBouncer refuses
+                connection.execute(text(f"SET statement_timeout = '{_STATEMENT_SECONDS}s'"))
             yield connection
     finally:
         engine.dispose()
