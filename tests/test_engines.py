@@ -249,7 +249,7 @@ def test_a_zero_vector_is_neither_near_nor_far(filled: Shelf) -> None:
 
 
 def test_unknown_terms_score_nothing(filled: Shelf) -> None:
-    assert filled.engine.search(question(["쀍뛟"], mode="lexical")).passage_ids == []
+    assert list(filled.engine.search(question(["쀍뛟"], mode="lexical")).passage_ids) == []
     found = filled.engine.search(question(["쀍뛟"]))
     assert len(found.passage_ids) == len(filled.there)
     assert not found.lexical.any()

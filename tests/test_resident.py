@@ -107,9 +107,9 @@ def test_a_row_used_again_brings_nothing_back() -> None:
     engine = filled(old)
     engine.apply({"글": 2}, new, vectors(new))
     found = engine.search(question(["대출"], mode="lexical"))
-    assert found.passage_ids == []
+    assert list(found.passage_ids) == []
     for conditions in (Filter(category="금융"), Filter(tag="낡은"), Filter(since=corpus.NOON)):
-        assert engine.search(question(["세금"], conditions=conditions)).passage_ids == []
+        assert list(engine.search(question(["세금"], conditions=conditions)).passage_ids) == []
     assert scores(engine.search(question(["세금"])))["글#2#0"][0] == pytest.approx(1.0)
 
 
@@ -161,11 +161,11 @@ def test_an_empty_engine_answers_with_nothing() -> None:
     engine = ResidentEngine(DIM, PARAMETERS)
     for mode in ("hybrid", "dense", "lexical"):
         found = engine.search(question(["대출"], mode=mode))
-        assert (found.passage_ids, found.dense_best, found.lexical_best) == ([], 0.0, 0.0)
+        assert (list(found.passage_ids), found.dense_best, found.lexical_best) == ([], 0.0, 0.0)
     assert engine.passages(["글#1#0"]) == {}
 
 
 def test_an_empty_lexical_query_matches_nothing() -> None:
     query = question([], mode="lexical")
     assert query.terms == LexicalQuery()
-    assert ENGINE.search(query).passage_ids == []
+    assert list(ENGINE.search(query).passage_ids) == []

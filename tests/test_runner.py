@@ -176,7 +176,7 @@ def test_the_union_of_both_legs_holds_each_leg_whole(scores: list[tuple[int, int
         lexical_best=float(lexical.max()),
     )
     for name in LEGS:
-        assert leg(both, name, limit=k).passage_ids == [ids[i] for i in proposed[name]]
+        assert list(leg(both, name, limit=k).passage_ids) == [ids[i] for i in proposed[name]]
 
 
 def test_a_corpus_in_parts_is_the_same_corpus(evaluation: Evaluation, system: System, tmp_path: Path) -> None:

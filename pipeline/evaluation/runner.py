@@ -176,6 +176,8 @@ def leg(candidates: Candidates, name: str, *, limit: int) -> Candidates:
         article_ids=[candidates.article_ids[i] for i in best],
         dense=scores[best] if name == "dense" else nothing,
         lexical=scores[best] if name == "lexical" else nothing,
+        passages=(),
+        articles=(),
     )
 
 

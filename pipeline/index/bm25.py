@@ -66,20 +66,30 @@ class Formula:
 
     def norms(self, lengths: NDArray[np.integer], average_length: float) -> Scores:
         """float64, like `lengths`: K of the formulas (K / k1 for `l`), at least the smallest positive number."""
+        slope, start = self.norm_line(average_length)
+        norms: Scores = np.maximum(lengths * slope + start, _TINY)
+        return norms
+
+    def norm_line(self, average_length: float) -> tuple[float, float]:
+        """K is a straight line over a document's length: its slope, and its value at a length of 0."""
         k1, b = self._parameters["k1"], self._parameters["b"]
         scale = 1.0 if self.variant == "l" else k1
-        norms: Scores = np.multiply(lengths, scale * b / (average_length or 1.0), dtype=np.float64)
-        norms += scale * (1.0 - b)
-        return np.maximum(norms, _TINY, out=norms)
+        return scale * b / (average_length or 1.0), scale * (1.0 - b)
+
+    @property
+    def shape(self) -> Scores:
+        """float64 (3,), as `kernels.add_scores` takes it: 1 for `l` else 0, k1, delta (0 where the variant has none)."""
+        delta = self._parameters.get("delta", 0.0)
+        return np.array([self.variant == "l", self._parameters["k1"], delta], dtype=np.float64)
 
     def part(self, tf: Counts, norms: Scores) -> Scores:
-        """What a term adds to documents that hold it `tf` times, 0 for tf 0, before `factors`; uses `norms` up."""
+        """What a term adds to documents that hold it `tf` times, 0 for tf 0, before `factors`."""
         if self.variant != "l":
-            norms += tf
-            return np.divide(tf, norms, out=norms)
-        k1, delta = self._parameters["k1"], self._parameters["delta"]
-        c = np.divide(tf, norms, out=norms)
-        return tf * (c + delta) / np.maximum(k1 + c + delta, _TINY)
+            return tf / (norms + tf)
+        _, k1, delta = self.shape
+        c = tf / norms
+        part: Scores = tf * (c + delta) / np.maximum(k1 + c + delta, _TINY)
+        return part
 
     def factors(self, weights: Scores, idf: Scores) -> Scores:
         """float64 (terms,): weight times idf, times (k1 + 1) but for `lucene`."""

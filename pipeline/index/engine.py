@@ -43,8 +43,8 @@ class Candidates:
     alone, so that no normalised score depends on how many were fetched. `lexical_attainable` is what a text that says every
     word of the query over and over would come to (0 where it is not known): how good `lexical_best` is. `lexical_rarest` is
     the rarity (0..1, see LexicalQuery) of the query's rarest term, synonyms included, in the passage that has `lexical_best`, the first by id where
-    several have it. `passages` are those of `passage_ids` as they were when they were scored, so that what is shown is what was
-    found. `failed` names the legs that could not answer, each with the reason.
+    several have it. `passages` are as they were when they were scored, so that what is shown is what was found; one is made when
+    it is looked at. `articles`, where there are any, are numbers that are equal where `article_ids` are. `failed` names the legs that could not answer, each with the reason.
     """
 
     passage_ids: Sequence[str]
@@ -55,7 +55,8 @@ class Candidates:
     lexical_best: float
     lexical_attainable: float = 0.0
     lexical_rarest: float = 1.0
-    passages: Mapping[str, Passage] = field(default_factory=dict, repr=False)
+    passages: Sequence[Passage] = field(default=(), repr=False)
+    articles: Sequence[int] = field(default=(), repr=False)
     failed: Mapping[str, str] = field(default_factory=dict)
 
 

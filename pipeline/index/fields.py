@@ -82,8 +82,7 @@ class PassageScorer:
 
     @property
     def attainable(self) -> float:
-        """The lexical score of a text that says every morpheme and bigram of the query over and over, title and synonyms
-        aside."""
+        """What `LexicalFields.attainable` gives."""
         return self.asked.attainable + self.bigrams.attainable * self.parameters.bigram_weight
 
     def scores(self, passages: Sequence[Passage]) -> Scores:
@@ -144,11 +143,20 @@ class LexicalFields:
             title=self.title.scorer(query.terms),
         )
 
-    def scores(self, query: LexicalQuery) -> Scores:
-        """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match."""
-        total = self.morphemes.scores(query.terms)
-        total += self.bigrams.scores(query.bigrams) * self.parameters.bigram_weight
-        total += self.title.scores(query.terms) * self.parameters.title_weight
+    def attainable(self, query: LexicalQuery) -> float:
+        """The lexical score of a text that says every morpheme and bigram of the query over and over, title and synonyms
+        aside."""
+        bigrams_ = self.bigrams.scorer(query.bigrams).attainable
+        return self.morphemes.scorer(query.asked).attainable + bigrams_ * self.parameters.bigram_weight
+
+    def scores(self, query: LexicalQuery, out: Scores | None = None) -> Scores:
+        """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match; in `out`
+        where that is given."""
+        total = np.zeros(self.morphemes.capacity) if out is None else out
+        total.fill(0)
+        self.morphemes.add_scores(total, query.terms)
+        self.bigrams.add_scores(total, query.bigrams, self.parameters.bigram_weight)
+        self.title.add_scores(total, query.terms, self.parameters.title_weight)
         return total
 
     def held(self, query: LexicalQuery, row: int) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InvalidInput
+from pipeline.index import kernels
 from pipeline.index.bm25 import Formula, Scores, Variant
 from pipeline.index.postings import SEGMENT_POSTINGS, Integers, Postings
 from pipeline.index.statistics import DocumentScorer, Terms, TermStatistics
@@ -25,6 +26,7 @@ from pipeline.index.statistics import DocumentScorer, Terms, TermStatistics
 Rows = Sequence[int] | NDArray[np.integer]
 
 _MAX_ROWS = 1 << 31  # postings hold rows as int32
+_NOTHING = np.zeros(0, dtype=bool)
 
 
 class LexicalIndex:
@@ -49,7 +51,6 @@ class LexicalIndex:
         self._postings = Postings(segment_postings)
         self._batch_terms = segment_postings
         self._lengths: NDArray[np.int32] = np.zeros(0, dtype=np.int32)  # by row, in terms
-        self._cached_norms: Scores | None = None  # by row; dropped whenever lengths change
 
     @property
     def variant(self) -> Variant:
@@ -89,7 +90,6 @@ class LexicalIndex:
         if capacity > self.capacity:
             self._postings.reserve(capacity)
             self._lengths = np.concatenate([self._lengths, np.zeros(capacity - len(self._lengths), dtype=np.int32)])
-            self._cached_norms = None
 
     def add(self, rows: Rows, documents: Sequence[Sequence[str]]) -> None:
         """Puts `documents[i]`, its terms with repetitions, at `rows[i]`.
@@ -108,7 +108,6 @@ class LexicalIndex:
             self.reserve(max(needed, 2 * self.capacity))
         for start, end in _batches(documents, self._batch_terms):
             self._add_batch(placed[start:end], documents[start:end])
-        self._cached_norms = None
 
     def remove(self, rows: Rows) -> None:
         """Takes the documents at `rows` out. Raises InvalidInput, with nothing removed, for one that is not in use."""
@@ -116,7 +115,6 @@ class LexicalIndex:
         _refuse(gone[~self._postings.in_use(gone)], "is not in use", "remove what was added, once")
         length = int(self._lengths[gone].sum(dtype=np.int64))
         self._statistics.remove(self._postings.remove(gone), documents=len(gone), length=length)
-        self._cached_norms = None
 
     def scorer(self, terms: Terms) -> DocumentScorer:
         """Gives any document, here or not, the score for `terms` that it would have here and now."""
@@ -127,7 +125,13 @@ class LexicalIndex:
 
         Raises InvalidInput for a weight that is negative or not finite.
         """
-        return self._scores(terms)[0]
+        total = np.zeros(self.capacity)
+        self.add_scores(total, terms)
+        return total
+
+    def add_scores(self, total: Scores, terms: Terms, weight: float = 1.0) -> None:
+        """Adds `weight` (>= 0) times every document's score to `total`, float64 (capacity,). Raises InvalidInput as `scores`."""
+        self._add_scores(total, terms, weight, _NOTHING)
 
     def scores_at(self, terms: Terms, rows: Rows) -> Scores:
         """float64 (len(rows),): `scores(terms)[rows]`; 0 for rows not in use.
@@ -142,10 +146,10 @@ class LexicalIndex:
             return np.zeros(len(at))
         idf = self._statistics.idf(numbers)
         scores = np.where(used, self._formula.base(weights, idf), 0.0)
-        norms = self._norms()[np.where(used, at, 0)]
+        norms = self._formula.norms(self._lengths[np.where(used, at, 0)], self.average_length)
         counts = self._postings.counts_at(numbers, at)
         for column, weight in enumerate(self._formula.factors(weights, idf).tolist()):
-            scores += self._formula.part(counts[:, column], norms.copy()) * weight
+            scores += self._formula.part(counts[:, column], norms) * weight
         return scores
 
     def top(self, terms: Terms, k: int, mask: NDArray[np.bool_] | None = None) -> tuple[Integers, Scores]:
@@ -157,7 +161,8 @@ class LexicalIndex:
         """
         if k < 1:
             raise InvalidInput(f"k should be >= 1, is {k}", "ask for at least one")
-        scores, matched = self._scores(terms)
+        scores, matched = np.zeros(self.capacity), np.zeros(self.capacity, dtype=bool)
+        self._add_scores(scores, terms, 1.0, matched)
         rows = np.flatnonzero(matched if mask is None else matched & mask)
         found = scores[rows]
         if len(rows) > k:
@@ -186,7 +191,6 @@ class LexicalIndex:
         self._postings.restore(part_of(state, "postings."))
         self._statistics.restore(part_of(state, "statistics."))
         self._lengths = state["lengths"]
-        self._cached_norms = None
 
     def _add_batch(self, rows: Integers, documents: Sequence[Sequence[str]]) -> None:
         numbers, lengths = self._statistics.numbers_of(documents)
@@ -194,36 +198,25 @@ class LexicalIndex:
         self._statistics.add(held, documents=len(rows), length=int(lengths.sum()))
         self._lengths[rows] = lengths
 
-    def _scores(self, terms: Terms) -> tuple[Scores, NDArray[np.bool_]]:
-        """The scores, and which rows hold a term of the query."""
+    def _add_scores(self, total: Scores, terms: Terms, weight: float, matched: NDArray[np.bool_]) -> None:
         numbers, weights, _ = self._statistics.query(terms)
-        scores = np.zeros(self.capacity)
         if not len(numbers):
-            return scores, np.zeros(self.capacity, dtype=bool)
+            return
+        weights *= weight
         idf = self._statistics.idf(numbers)
-        factors = self._formula.factors(weights, idf)
-        # Where every factor is positive, so is every part: the score itself tells who matched.
-        telling = bool((factors > 0).all())
-        matched = np.zeros(self.capacity, dtype=bool)
-        norms = self._norms()
-        for index, rows, tf in self._postings.gather(numbers):
-            if not telling:
-                matched[rows[tf > 0]] = True
-            part = self._formula.part(tf, norms.take(rows))
-            part *= factors[index]
-            np.add.at(scores, rows, part)  # numpy >= 1.25: faster than scores[rows] += part
-        if telling:
-            matched = scores > 0
+        kernels.add_scores(
+            total,
+            matched,
+            self._postings.addresses(),
+            numbers,
+            self._formula.factors(weights, idf),
+            self._lengths,
+            np.array(self._formula.norm_line(self.average_length)),
+            self._formula.shape,
+        )
         base = self._formula.base(weights, idf)
         if base:
-            scores[self._postings.alive()] += base
-        return scores, matched
-
-    def _norms(self) -> Scores:
-        """float64 (capacity,): what `Formula.norms` gives, by row."""
-        if self._cached_norms is None:
-            self._cached_norms = self._formula.norms(self._lengths, self.average_length)
-        return self._cached_norms
+            total[self._postings.alive()] += base
 
 
 def part_of(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -161,7 +161,7 @@ class MilvusSearch:
             lexical_best=float(lexical.max()) if query.terms is not None and ids else 0.0,
             lexical_attainable=attainable,
             lexical_rarest=rarest,
-            passages={ids[place]: passages[place] for place in places},
+            passages=[passages[place] for place in places],
             failed=failed,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import orjson
@@ -62,19 +61,3 @@ def unpacked(data: bytes) -> Passage:
 
 def _pairs(flat: list[int]) -> tuple[Span, ...]:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-class PackedPassages(Mapping[str, Passage]):
-    """Packed passages by id, unpacked when they are asked for."""
-
-    def __init__(self, data: Mapping[str, bytes]) -> None:
-        self._data = data
-
-    def __getitem__(self, passage_id: str) -> Passage:
-        return unpacked(self._data[passage_id])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._data)
-
-    def __len__(self) -> int:
-        return len(self._data)

@@ -10,7 +10,7 @@ Knows term *numbers* and rows; nothing about words, lengths or scores. Not threa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -80,6 +80,14 @@ class Segment:
         kept = self.tf > 0
         return keys[kept], self.tf[kept]
 
+    @property
+    def addresses(self) -> list[int]:
+        """Where its arrays lie in memory, as `kernels.add_scores` reads them: terms, how many these are, starts, rows, tf."""
+        terms, starts, rows, tf = (
+            array.__array_interface__["data"][0] for array in (self.terms, self.starts, self.rows, self.tf)
+        )
+        return [terms, len(self.terms), starts, rows, tf]
+
     def bounds(self, terms: TermNumbers) -> tuple[list[int], list[int]]:
         """Where the postings of each of `terms` start and end; equal where the segment has none."""
         # `terms` has the type of the haystack: with another one searchsorted would convert the haystack at each call.
@@ -115,6 +123,7 @@ class Postings:
         self._segments: dict[int, Segment] = {}  # by serial
         self._next_serial = 0
         self._home: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._addresses: NDArray[np.int64] | None = None  # made when it is asked for, dropped with every change
 
     @property
     def capacity(self) -> int:
@@ -172,21 +181,12 @@ class Postings:
         self._settle()
         return np.concatenate(lost) if lost else np.empty(0, dtype=np.intp)
 
-    def gather(self, terms: TermNumbers) -> Iterator[tuple[int, Integers, Counts]]:
-        """(index in `terms`, rows, tf) of each term that has postings; an erased posting comes with tf 0.
-
-        rows intp and tf float64, the types that indexing and scoring need, made in the copy that joins the segments.
-        """
-        found: list[tuple[list[NDArray[np.int32]], list[NDArray[np.uint16]]]] = [([], []) for _ in range(len(terms))]
-        for segment in self._segments.values():
-            starts, ends = segment.bounds(terms)
-            for (rows, tf), start, end in zip(found, starts, ends, strict=True):
-                if end > start:
-                    rows.append(segment.rows[start:end])
-                    tf.append(segment.tf[start:end])
-        for index, (rows, tf) in enumerate(found):
-            if rows:
-                yield index, np.concatenate(rows, dtype=np.intp), np.concatenate(tf, dtype=np.float64)
+    def addresses(self) -> NDArray[np.int64]:
+        """int64 (segments, 5): the addresses of all segments' arrays; they hold until the next add, removal or restore."""
+        if self._addresses is None:
+            lines = [segment.addresses for segment in self._segments.values()]
+            self._addresses = np.array(lines, dtype=np.int64).reshape(-1, 5)
+        return self._addresses
 
     def counts_at(self, terms: TermNumbers, rows: Integers) -> Counts:
         """float64 (len(rows), len(terms)): how often each row holds each term; 0 for a row that is not in use."""
@@ -225,6 +225,7 @@ class Postings:
             )
             for serial in serials
         }
+        self._addresses = None
         for segment in self._segments.values():
             segment.erased = int(np.count_nonzero(segment.tf == 0))
         self._next_serial = serials[-1] + 1 if serials else 0
@@ -233,6 +234,7 @@ class Postings:
         segment = Segment.from_keys(self._next_serial, keys, tf, members)
         self._next_serial += 1
         self._segments[segment.serial] = segment
+        self._addresses = None
         self._home[members] = segment.serial
 
     def _settle(self) -> None:
@@ -244,6 +246,7 @@ class Postings:
             )
             for segment in chosen:
                 del self._segments[segment.serial]
+            self._addresses = None
             if not len(members):
                 continue
             keys = np.concatenate([keys for keys, _ in parts])

@@ -8,32 +8,67 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple, overload
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions, inner_products
+from pipeline.index import kernels
+from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
+from pipeline.index.filter_columns import FilterColumns
 from pipeline.index.filters import Filter
 from pipeline.index.lexical import part_of
-from pipeline.index.packing import PackedPassages, packed, unpacked
+from pipeline.index.packing import packed, unpacked
 from pipeline.index.vectors import vectors_on
 
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
-_NO_TIME = np.iinfo(np.int64).min  # published_at of a passage that has none: fails every condition on time
-_NO_VALUE = -1  # code of a missing category, series or source
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CODED = ("category", "series", "source")
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
+_NO_ROWS: Rows = np.zeros(0, dtype=np.intp)
+_TINY = np.finfo(np.float64).tiny
+
+
+class _Text(NamedTuple):
+    """A passage as it is kept: compressed, a third of its size as objects."""
+
+    id: str
+    article_id: str
+    packed: bytes
+
+
+_NO_TEXT = _Text("", "", b"")  # of a row that is not in use
+_id_of, _article_of = attrgetter("id"), attrgetter("article_id")
+
+
+def _passage_of(text: _Text) -> Passage:
+    return unpacked(text.packed)
+
+
+class _Each(Sequence[Any]):
+    """What `of` makes of each text, made when it is looked at: of hundreds of candidates ten are."""
+
+    def __init__(self, texts: Sequence[_Text], of: Callable[[_Text], Any]) -> None:
+        self._texts = texts
+        self._of = of
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self._of(text) for text in self._texts[index]]
+        return self._of(self._texts[index])
 
 
 class ResidentEngine:
@@ -43,13 +78,13 @@ class ResidentEngine:
         self._device = device
         self._vectors = vectors_on(device, dim)
         self._lexical = LexicalFields(parameters)
-        self._columns = _FilterColumns()
-        self._ids: list[str | None] = []
-        self._articles: list[str] = []
-        self._packed: list[bytes] = []  # passages as compressed bytes: a third of their size as objects
+        self._columns = FilterColumns()
+        self._texts: list[_Text] = []
+        self._articles = np.zeros(0, dtype=np.int32)  # by row: a number that no other article has, one of its rows
         self._row_of: dict[str, int] = {}
         self._rows_of_article: dict[str, list[int]] = defaultdict(list)
         self._free: list[int] = []
+        self._scores = np.zeros(0)  # by row: where a search adds up its lexical scores
         self._lock = threading.RLock()
 
     @property
@@ -60,7 +95,7 @@ class ResidentEngine:
     def memory_bytes(self) -> int:
         """Bytes of vectors, postings and stored passages."""
         with self._lock:
-            return self._vectors.nbytes + self._lexical.memory_bytes + sum(map(len, self._packed))
+            return self._vectors.nbytes + self._lexical.memory_bytes + sum(len(text.packed) for text in self._texts)
 
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         with self._lock:
@@ -73,19 +108,19 @@ class ResidentEngine:
 
     def revisions(self) -> dict[str, int]:
         with self._lock:
-            firsts = [self._ids[rows[0]] or "" for rows in self._rows_of_article.values() if rows]
+            firsts = [self._texts[rows[0]].id for rows in self._rows_of_article.values() if rows]
         return {article_id: revision for article_id, revision, _ in map(passage_parts, firsts)}
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         with self._lock:
-            found = {i: self._packed[self._row_of[i]] for i in ids if i in self._row_of}
+            found = {i: self._texts[self._row_of[i]].packed for i in ids if i in self._row_of}
         return {i: unpacked(data) for i, data in found.items()}
 
     def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
         """Those of `ids` that are here, in that order, and their vectors, float32 (n, dim)."""
         with self._lock:
             rows = [self._row_of[i] for i in ids if i in self._row_of]
-            found = [self._packed[row] for row in rows]
+            found = [self._texts[row].packed for row in rows]
             vectors = self._vectors.at(np.array(rows, dtype=np.intp))
         return list(map(unpacked, found)), vectors
 
@@ -97,13 +132,13 @@ class ResidentEngine:
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, by name, for a snapshot; `restore` makes an equal engine of it."""
         with self._lock:
-            end = len(self._ids)
-            packed = np.frombuffer(b"".join(self._packed), dtype=np.uint8)
+            end = len(self._texts)
+            data = [text.packed for text in self._texts]
             arrays: dict[str, NDArray[Any]] = {
                 "vectors": self._vectors.first(end),
-                "ids": _bytes_of([i or "" for i in self._ids]),
-                "packed": packed,
-                "packed_ends": np.cumsum([len(data) for data in self._packed], dtype=np.int64),
+                "ids": _bytes_of([text.id for text in self._texts]),
+                "packed": np.frombuffer(b"".join(data), dtype=np.uint8),
+                "packed_ends": np.cumsum([len(each) for each in data], dtype=np.int64),
             }
             arrays |= {f"lexical.{name}": array for name, array in self._lexical.state().items()}
             arrays |= {f"columns.{name}": array for name, array in self._columns.state().items()}
@@ -112,92 +147,118 @@ class ResidentEngine:
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Takes the place of what is here; the arrays become this object's own. Nothing is done where it raises."""
-        ids = [i or None for i in _texts_of(state["ids"])]
-        articles = [passage_parts(i)[0] if i else "" for i in ids]
         data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
-        row_of = {i: row for row, i in enumerate(ids) if i}
+        texts = [
+            _Text(i, passage_parts(i)[0], data[start:end]) if i else _NO_TEXT
+            for i, (start, end) in zip(_texts_of(state["ids"]), pairwise([0, *ends]), strict=True)
+        ]
+        row_of = {text.id: row for row, text in enumerate(texts) if text.id}
         rows_of_article: dict[str, list[int]] = defaultdict(list)
         for row in row_of.values():
-            rows_of_article[articles[row]].append(row)
-        lexical, columns = LexicalFields(self._lexical.parameters), _FilterColumns()
+            rows_of_article[texts[row].article_id].append(row)
+        articles = np.zeros(len(state["columns.used"]), dtype=np.int32)
+        for rows in rows_of_article.values():
+            articles[rows] = rows[0]
+        lexical, columns = LexicalFields(self._lexical.parameters), FilterColumns()
         lexical.restore(part_of(state, "lexical."))
         columns.restore(part_of(state, "columns."))
         vectors = vectors_on(self._device, self._vectors.dim)
-        vectors.reserve(lexical.morphemes.capacity)
+        vectors.reserve(len(state["vectors"]))
         vectors.put(np.arange(len(state["vectors"]), dtype=np.intp), state["vectors"])
         with self._lock:
-            self._ids, self._articles, self._row_of, self._rows_of_article = ids, articles, row_of, rows_of_article
-            self._packed = [data[start:end] for start, end in pairwise([0, *ends])]
-            self._free = [row for row, i in enumerate(ids) if not i]
+            self._texts, self._articles, self._row_of, self._rows_of_article = texts, articles, row_of, rows_of_article
+            self._free = [row for row, text in enumerate(texts) if not text.id]
             self._lexical, self._columns, self._vectors = lexical, columns, vectors
+            self._scores = np.zeros(lexical.morphemes.capacity)
 
     def search(self, query: EngineQuery) -> Candidates:
+        return self.search_many([query])[0]
+
+    def search_many(self, queries: Sequence[EngineQuery]) -> list[Candidates]:
+        """What `search` gives for each, all of the same moment: the vectors of all are multiplied at once."""
         with self._lock:
-            alive = self._columns.mask(query.filter)
-            dense, lexical = self._dense(query), self._lexical_scores(query)
-            proposed: set[int] = set()
-            if dense is not None:
-                proposed.update(self._top(dense, alive, query.candidates))
-            if lexical is not None:
-                proposed.update(self._top(lexical, alive & (lexical > 0), query.candidates))
-            rows = np.array(sorted(proposed), dtype=np.intp)
-            nothing = np.full(len(rows), np.nan)
-            exact = self._dense_at(query.vector, rows) if query.vector is not None else nothing
-            return Candidates(
-                passage_ids=[self._ids[row] or "" for row in rows],
-                article_ids=[self._articles[row] for row in rows],
-                dense=exact,
-                lexical=lexical[rows] if lexical is not None else nothing,
-                dense_best=float(exact.max()) if dense is not None and len(rows) else 0.0,
-                lexical_best=float(lexical[alive].max()) if lexical is not None and alive.any() else 0.0,
-                lexical_attainable=self._lexical.scorer(query.terms).attainable if query.terms is not None else 0.0,
-                lexical_rarest=self._rarest(query.terms, lexical, rows),
-                passages=PackedPassages({self._ids[row] or "": self._packed[row] for row in rows.tolist()}),
-            )
+            masks = {query.filter: self._columns.mask(query.filter) for query in queries}
+            near = self._nearest([query for query in queries if query.vector is not None], masks)
+            return [
+                self._candidates(query, masks[query.filter], next(near) if query.vector is not None else _NO_ROWS)
+                for query in queries
+            ]
 
-    def _rarest(self, terms: LexicalQuery | None, lexical: NDArray[np.float64] | None, rows: Rows) -> float:
-        if terms is None or lexical is None or not len(rows):
+    def _nearest(self, queries: Sequence[EngineQuery], masks: Mapping[Filter, Mask]) -> Iterator[Rows]:
+        if not queries:
+            return iter(())
+        vectors = np.stack([query.vector for query in queries if query.vector is not None])
+        most = max(query.candidates for query in queries)
+        return iter(self._vectors.nearest(vectors, [masks[query.filter] for query in queries], most))
+
+    def _candidates(self, query: EngineQuery, alive: Mask, near: Rows) -> Candidates:
+        best_dense, lexical_scores, best_lexical = _NO_ROWS, None, _NO_ROWS
+        lexical_best = 0.0
+        if query.vector is not None:
+            best_dense = self._best(near, self._dense_at(query.vector, near), query.candidates)
+        if query.terms is not None:
+            lexical_scores = self._lexical.scores(query.terms, self._scores)[: len(alive)]
+            found = self._with_words(lexical_scores, alive, query.candidates)
+            rounded = np.round(lexical_scores[found], LEXICAL_DECIMALS)
+            best_lexical = self._best(found[rounded > 0], rounded[rounded > 0], query.candidates)
+            lexical_best = float(rounded.max(initial=0.0))
+        rows = np.union1d(best_dense, best_lexical)
+        nothing = np.full(len(rows), np.nan)
+        dense = self._dense_at(query.vector, rows) if query.vector is not None else nothing
+        lexical = np.round(lexical_scores[rows], LEXICAL_DECIMALS) if lexical_scores is not None else nothing
+        texts = [
+            self._texts[row] for row in rows.tolist()
+        ]  # they do not change, the rows may as soon as the lock is free
+        return Candidates(
+            passage_ids=_Each(texts, _id_of),
+            article_ids=_Each(texts, _article_of),
+            dense=dense,
+            lexical=lexical,
+            dense_best=float(dense.max()) if query.vector is not None and len(rows) else 0.0,
+            lexical_best=lexical_best,
+            lexical_attainable=self._lexical.attainable(query.terms) if query.terms is not None else 0.0,
+            lexical_rarest=self._rarest(query.terms, rows, lexical),
+            passages=_Each(texts, _passage_of),
+            articles=self._articles[rows].tolist(),
+        )
+
+    def _with_words(self, scores: NDArray[np.float64], alive: Mask, k: int) -> Rows:
+        """The rows with the `k` best positive scores, and those that may tie with the last of them once rounded."""
+        least = kernels.threshold(scores, alive, k, 0.0) - 10.0**-LEXICAL_DECIMALS
+        rows: Rows = kernels.at_least(scores, alive, max(least, _TINY))
+        return rows
+
+    def _rarest(self, terms: LexicalQuery | None, rows: Rows, scores: NDArray[np.float64]) -> float:
+        if terms is None or not len(rows):
             return 1.0
-        scores = lexical[rows]
         best: list[int] = rows[scores == scores.max()].tolist()
-        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._ids[row] or "")))
-
-    def _dense(self, query: EngineQuery) -> NDArray[np.float64] | None:
-        if query.vector is None:
-            return None
-        products: NDArray[np.float64] = self._vectors.products(query.vector, len(self._ids)).astype(np.float64)
-        return np.round(products, DENSE_DECIMALS)
+        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._texts[row].id)))
 
     def _dense_at(self, vector: FloatArray, rows: Rows) -> NDArray[np.float64]:
-        """The scores of a few rows, without the error of float32 that depends on a row's place and neighbours."""
-        return inner_products(self._vectors.at(rows), vector)
+        """The dense scores of a few rows, which depend on nothing but the two vectors."""
+        return np.round(self._vectors.products(rows, vector), DENSE_DECIMALS)
 
-    def _lexical_scores(self, query: EngineQuery) -> NDArray[np.float64] | None:
-        if query.terms is None:
-            return None
-        return np.round(self._lexical.scores(query.terms)[: len(self._ids)], LEXICAL_DECIMALS)
-
-    def _top(self, scores: NDArray[np.float64], allowed: Mask, k: int) -> Iterable[int]:
-        """The `k` best allowed rows; of those that tie at the end, the first by id."""
-        rows = np.flatnonzero(allowed)
+    def _best(self, rows: Rows, scores: NDArray[np.float64], k: int) -> Rows:
+        """The `k` of `rows` with the best `scores`; of those that tie at the end, the first by id."""
         if len(rows) <= k:
-            return rows.tolist()
-        found = scores[rows] if len(rows) < len(scores) else scores
-        threshold = np.partition(found, len(found) - k)[len(found) - k]
-        above: list[int] = rows[found > threshold].tolist()
-        tied = rows[found == threshold].tolist()
-        return above + sorted(tied, key=lambda row: self._ids[row] or "")[: k - len(above)]
+            return rows
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above = rows[scores > threshold]
+        tied = rows[scores == threshold]
+        if len(above) + len(tied) > k:
+            first = sorted(tied.tolist(), key=lambda row: self._texts[row].id)[: k - len(above)]
+            tied = np.array(first, dtype=np.intp)
+        return np.concatenate([above, tied])
 
     def _add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if not passages:
             return
         rows = self._take_rows(len(passages))
         for row, passage in zip(rows, passages, strict=True):
-            self._ids[row] = passage.id
-            self._articles[row] = passage.article_id
-            self._packed[row] = packed(passage)
+            self._texts[row] = _Text(passage.id, passage.article_id, packed(passage))
             self._row_of[passage.id] = row
             self._rows_of_article[passage.article_id].append(row)
+            self._articles[row] = self._rows_of_article[passage.article_id][0]
         at = np.array(rows, dtype=np.intp)
         self._vectors.put(at, vectors)
         self._lexical.add(at, passages)
@@ -207,8 +268,8 @@ class ResidentEngine:
         if not rows:
             return
         for row in rows:
-            del self._row_of[self._ids[row] or ""]
-            self._ids[row], self._articles[row], self._packed[row] = None, "", b""
+            del self._row_of[self._texts[row].id]
+            self._texts[row] = _NO_TEXT
         at = np.array(rows, dtype=np.intp)
         self._vectors.put(at, np.zeros((len(at), self._vectors.dim), dtype=np.float32))
         self._lexical.remove(at)
@@ -217,100 +278,18 @@ class ResidentEngine:
 
     def _take_rows(self, n: int) -> list[int]:
         reused = [self._free.pop() for _ in range(min(n, len(self._free)))]
-        fresh = list(range(len(self._ids), len(self._ids) + n - len(reused)))
-        self._ids += [None] * len(fresh)
-        self._articles += [""] * len(fresh)
-        self._packed += [b""] * len(fresh)
-        if len(self._ids) > self._vectors.capacity:
-            self._grow(max(len(self._ids), 2 * self._vectors.capacity, _FIRST_CAPACITY))
+        fresh = list(range(len(self._texts), len(self._texts) + n - len(reused)))
+        self._texts += [_NO_TEXT] * len(fresh)
+        self._vectors.reserve(len(self._texts))
+        if len(self._texts) > self._lexical.morphemes.capacity:
+            self._grow(max(len(self._texts), 2 * self._lexical.morphemes.capacity, _FIRST_CAPACITY))
         return reused + fresh
 
     def _grow(self, capacity: int) -> None:
-        self._vectors.reserve(capacity)
         self._lexical.reserve(capacity)
         self._columns.reserve(capacity)
-
-
-class _FilterColumns:
-    """The filter fields as arrays by row: a filter is a handful of vectorised comparisons."""
-
-    def __init__(self) -> None:
-        self._used = np.zeros(0, dtype=bool)
-        self._published = np.zeros(0, dtype=np.int64)
-        self._codes = {name: np.zeros(0, dtype=np.int32) for name in _CODED}
-        self._code_of: dict[str, dict[str, int]] = {name: {} for name in _CODED}
-        self._rows_of_tag: dict[str, set[int]] = defaultdict(set)
-        self._tags: dict[int, tuple[str, ...]] = {}
-        self._length = 0
-
-    def reserve(self, capacity: int) -> None:
-        more = capacity - len(self._used)
-        self._used = np.concatenate([self._used, np.zeros(more, dtype=bool)])
-        self._published = np.concatenate([self._published, np.full(more, _NO_TIME, dtype=np.int64)])
-        for name in _CODED:
-            self._codes[name] = np.concatenate([self._codes[name], np.full(more, _NO_VALUE, dtype=np.int32)])
-
-    def add(self, rows: Rows, passages: Sequence[Passage]) -> None:
-        self._length = max(self._length, int(rows.max()) + 1)
-        self._used[rows] = True
-        self._published[rows] = [_microseconds(p.published_at) for p in passages]
-        for name in _CODED:
-            self._codes[name][rows] = [self._code(name, getattr(p, name)) for p in passages]
-        for row, passage in zip(rows.tolist(), passages, strict=True):
-            self._tags[row] = passage.tags
-            for tag in passage.tags:
-                self._rows_of_tag[tag].add(row)
-
-    def remove(self, rows: Rows) -> None:
-        self._used[rows] = False
-        for row in rows.tolist():
-            for tag in self._tags.pop(row):
-                self._rows_of_tag[tag].discard(row)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Every column; names of codes and tags as JSON in bytes."""
-        named = {"code_of": self._code_of, "tags": [[row, *tags] for row, tags in self._tags.items()]}
-        return {
-            "used": self._used,
-            "published": self._published,
-            "length": np.array([self._length]),
-            "named": np.frombuffer(orjson.dumps(named), dtype=np.uint8),
-            **{f"codes.{name}": codes for name, codes in self._codes.items()},
-        }
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        named = orjson.loads(state["named"].tobytes())
-        self._used, self._published = state["used"], state["published"]
-        self._length = int(state["length"][0])
-        self._codes = part_of(state, "codes.")
-        self._code_of = named["code_of"]
-        self._tags = {row: tuple(tags) for row, *tags in named["tags"]}
-        self._rows_of_tag = defaultdict(set)
-        for row, tags in self._tags.items():
-            for tag in tags:
-                self._rows_of_tag[tag].add(row)
-
-    def mask(self, filter_: Filter) -> Mask:
-        """bool (rows in use,): which rows hold a visible passage that passes."""
-        end = self._length
-        mask = self._used[:end].copy()
-        for name in _CODED:
-            value = getattr(filter_, name)
-            if value is not None:
-                mask &= self._codes[name][:end] == self._code_of[name].get(value, _NO_VALUE - 1)
-        if filter_.tag is not None:
-            tagged = np.zeros(end, dtype=bool)
-            tagged[list(self._rows_of_tag.get(filter_.tag, ()))] = True
-            mask &= tagged
-        if filter_.since is not None:
-            mask &= self._published[:end] >= _microseconds(filter_.since)
-        if filter_.until is not None:
-            published = self._published[:end]
-            mask &= (published < _microseconds(filter_.until)) & (published != _NO_TIME)
-        return mask
-
-    def _code(self, name: str, value: str | None) -> int:
-        return _NO_VALUE if value is None else self._code_of[name].setdefault(value, len(self._code_of[name]))
+        self._scores = np.zeros(capacity)
+        self._articles = np.concatenate([self._articles, np.zeros(capacity - len(self._articles), dtype=np.int32)])
 
 
 def _bytes_of(texts: Sequence[str]) -> NDArray[np.uint8]:
@@ -320,7 +299,3 @@ def _bytes_of(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 def _texts_of(data: NDArray[np.uint8]) -> list[str]:
     return data.tobytes().decode().split("\0") if len(data) else []
-
-
-def _microseconds(moment: datetime | None) -> int:
-    return _NO_TIME if moment is None else (moment - _EPOCH) // timedelta(microseconds=1)

@@ -174,7 +174,7 @@ class DocumentScorer:
         norms = self.formula.norms(lengths, self.average_length or float(lengths.mean()))
         scores += self.formula.base(self.weights[known], idf)
         for column, factor in zip(known, self.formula.factors(self.weights[known], idf).tolist(), strict=True):
-            scores += self.formula.part(tf[:, column], norms.copy()) * factor
+            scores += self.formula.part(tf[:, column], norms) * factor
         return scores
 
     def _counts(self, documents: Sequence[Sequence[str]]) -> Counts:

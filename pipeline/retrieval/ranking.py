@@ -10,9 +10,9 @@ import base64
 import binascii
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import overload
 
 import numpy as np
@@ -39,9 +39,11 @@ class ScoredPassage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedArticle:
-    """An article by its `best` passage; `others` are its other candidates, best first."""
+    """An article by its `best` passage; `others` are its other candidates, best first. `place` is that of the best passage
+    among the candidates."""
 
     article_id: str
+    place: int = field(compare=False, repr=False)
     best: ScoredPassage
     others: tuple[ScoredPassage, ...]
 
@@ -60,28 +62,35 @@ class Ranking(Sequence[RankedArticle]):
         self._candidates = candidates
         self._fused = fused
         self._on = [not np.isnan(column).any() for column in (candidates.dense, candidates.lexical)]
-        scores = (-fused.score).tolist()
-        self._keys: list[tuple[float, str]] = []  # of each article; they ascend
-        self._places: dict[str, list[int]] = {}  # article → its candidates, in order
-        for key, article_id, _, place in sorted(
-            zip(scores, candidates.article_ids, candidates.passage_ids, count(), strict=False)
-        ):
-            places = self._places.get(article_id)
-            if places is None:
-                places = self._places[article_id] = []
-                self._keys.append((key, article_id))
-            places.append(place)
+        self._scores: list[float] = fused.score.tolist()
+        groups: Sequence[Hashable] = candidates.articles or candidates.article_ids
+        members: dict[Hashable, list[int]] = {}  # article → places of its candidates, best first
+        for place in self._best_first():
+            members.setdefault(groups[place], []).append(place)
+        self._members = list(members.values())
 
     @property
     def article_ids(self) -> list[str]:
-        return list(self._places)
+        return [self._candidates.article_ids[places[0]] for places in self._members]
 
     def after(self, key: tuple[float, str]) -> int:
         """The number of articles up to the one with `key` (minus the score, id), whether it is there or not."""
-        return bisect_right(self._keys, key)
+        return bisect_right(
+            self._members, key, key=lambda places: (-self._scores[places[0]], self._candidates.article_ids[places[0]])
+        )
+
+    def _best_first(self) -> list[int]:
+        """All places by score; ids are looked at only where scores tie."""
+        order: list[int] = np.argsort(-self._fused.score, kind="stable").tolist()
+        ids, articles = self._candidates.passage_ids, self._candidates.article_ids
+        ordered: list[int] = []
+        for _, tied in groupby(order, key=self._scores.__getitem__):
+            places = list(tied)
+            ordered += sorted(places, key=lambda place: (articles[place], ids[place])) if len(places) > 1 else places
+        return ordered
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._members)
 
     @overload
     def __getitem__(self, index: int) -> RankedArticle: ...
@@ -89,12 +98,13 @@ class Ranking(Sequence[RankedArticle]):
     def __getitem__(self, index: slice) -> list[RankedArticle]: ...
     def __getitem__(self, index: int | slice) -> RankedArticle | list[RankedArticle]:
         if isinstance(index, slice):
-            return [self._article(article_id) for _, article_id in self._keys[index]]
-        return self._article(self._keys[index][1])
+            return [self._article(places) for places in self._members[index]]
+        return self._article(self._members[index])
 
-    def _article(self, article_id: str) -> RankedArticle:
-        best, *others = (self._scored(place) for place in self._places[article_id])
-        return RankedArticle(article_id=article_id, best=best, others=tuple(others))
+    def _article(self, places: Sequence[int]) -> RankedArticle:
+        best, *others = map(self._scored, places)
+        article_id = self._candidates.article_ids[places[0]]
+        return RankedArticle(article_id=article_id, place=places[0], best=best, others=tuple(others))
 
     def _scored(self, place: int) -> ScoredPassage:
         dense_on, lexical_on = self._on

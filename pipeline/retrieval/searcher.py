@@ -125,7 +125,7 @@ class Searcher:
         question = request.question(*astuple(self._fusion))
         shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
         watch.lap("rank")
-        passages = {article.best.passage_id: candidates.passages[article.best.passage_id] for article in shown}
+        passages = {article.best.passage_id: candidates.passages[article.place] for article in shown}
         hits = self._hits(shown, passages, understood, fused)
         watch.lap("show")
         return SearchResult(
