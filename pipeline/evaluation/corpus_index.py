@@ -62,13 +62,13 @@ def index(corpora: Sequence[Corpus], system: System, cache: ArrayCache, *, progr
     documents = sum(map(len, corpora))
     with tqdm(total=documents, desc="indexing", unit=" documents", disable=None if progress else True) as bar:
         for corpus in corpora:
-            for passages, vectors in _prepared(corpus, system, cache):
+            for passages, vectors in prepared(corpus, system, cache):
                 engine.add(passages, vectors)
                 bar.update(sum(passage.ordinal == 0 for passage in passages))
     return engine
 
 
-def _prepared(corpus: Corpus, system: System, cache: ArrayCache) -> Iterator[tuple[list[Passage], FloatArray]]:
+def prepared(corpus: Corpus, system: System, cache: ArrayCache) -> Iterator[tuple[list[Passage], FloatArray]]:
     """The passages of `corpus` with their vectors, a batch at a time; from the cache, or into it after the last batch."""
     key = _key(corpus, system)
     arrays = cache.load(key)

@@ -167,6 +167,11 @@ def read_corpus(path: Path) -> Corpus:
     return Corpus(name=path.name, ids=tuple(documents), titles=titles, texts=texts)
 
 
+def read_queries(folder: Path) -> dict[str, str]:
+    """Id → text of every query of the BEIR folder `folder`, judged or not. Raises UnreadableSource as `load` does."""
+    return _read_queries(_existing(folder, _QUERIES))
+
+
 def _read_queries(path: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
     for number, line in _json_lines(path):
