@@ -33,6 +33,8 @@ _DOORS = {
     "filelock": {"pipeline/folder.py"},
     "psycopg": {"pipeline/storage/postgres.py"},
 }
+# Scripts for environments without Yeoul: what each of them imports is what it measures.
+_PEERS = "indexers/benchmarks/peers/"
 _WEB = ("fastapi", "starlette", "uvicorn", "httpx", "jinja2")
 
 # Opens what `yeoul search` opens with the default encoder, and tells which heavy packages came along.
@@ -50,7 +52,11 @@ print(*sorted({"sentence_transformers", "transformers", "fastapi", "alembic"} & 
 
 def imports(path: Path) -> Iterator[str]:
     """The modules that `path` imports anywhere, also inside functions; `from a import b` gives a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return imports_in(ast.parse(path.read_text(encoding="utf-8")), path)
+
+
+def imports_in(tree: ast.Module, path: Path) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,13 +79,24 @@ def test_nothing_imports_the_command_line() -> None:
 
 @pytest.mark.parametrize("package", _DOORS)
 def test_a_package_is_imported_behind_its_door_alone(package: str) -> None:
-    assert importers(package) <= _DOORS[package]
+    assert _importers_of_the_house(package) <= _DOORS[package]
 
 
 @pytest.mark.parametrize("package", ["pymilvus", "rank_bm25", "milvus_lite", "psycopg"])
 def test_the_doors_are_used(package: str) -> None:
     """Otherwise the test above could not fail."""
-    assert importers(package) == _DOORS[package]
+    assert _importers_of_the_house(package) == _DOORS[package]
+
+
+def _importers_of_the_house(package: str) -> set[str]:
+    return {name for name in importers(package) if not name.startswith(_PEERS)}
+
+
+@pytest.mark.parametrize("path", sorted((_ROOT / _PEERS).glob("*.py")), ids=lambda path: path.name)
+def test_a_script_for_another_environment_imports_nothing_of_the_house(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not isinstance(node, ast.If)]  # TYPE_CHECKING
+    assert not {name.split(".")[0] for name in imports_in(tree, path)} & {*_PACKAGES, "yeoul"}
 
 
 @pytest.mark.parametrize("package", _WEB)
