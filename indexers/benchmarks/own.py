@@ -1,0 +1,78 @@
+"""Yeoul in process, and the floor below it: what the same parts need at least for both legs of a query.
+
+The floor is one analysis by Kiwi, one encoding, bm25s compiled by numba, one product by torch, and an addition: no variants of
+words, no bigrams, no title field, no synonyms, no snippets, no exact score for what only one leg found. Each function is run in
+a process of its own (`comparison.py`), by the loop that measures the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from indexers.benchmarks.handover import Material, understood
+from indexers.benchmarks.peers.measure import SHOWN, Ask, Handed, measured
+from pipeline.evaluation.cache import ArrayCache
+from pipeline.evaluation.corpus_index import System
+from pipeline.index.resident import ResidentEngine
+from pipeline.retrieval.query import SearchRequest
+from pipeline.retrieval.searcher import Searcher
+
+_CANDIDATES = 100  # a leg of the floor, as the peers have
+
+
+def yeoul(opened: Callable[[], System], material: Material, cache_dir: Path, seconds: float) -> dict[str, Any]:
+    """What `measured` saw of `Searcher.search` over a resident engine."""
+    system = opened()
+
+    def build() -> Ask:
+        engine = ResidentEngine(system.encoder.dim, system.lexical, device=system.device)
+        for passages, vectors in material.passages(system, ArrayCache(cache_dir)):
+            engine.add(passages, vectors)
+        searcher = Searcher(
+            analyser=system.analyser, encoder=system.encoder, engine=lambda: (engine, {}), fusion=system.fusion
+        )
+        searcher.warm_up()
+
+        def ask(number: int) -> list[str]:
+            found = searcher.search(SearchRequest.checked(material.queries[number], limit=SHOWN))
+            return [hit.passage.id for hit in found.hits]
+
+        return ask
+
+    return {"version": version("yeoul"), **measured(build, len(material.queries), seconds)}
+
+
+def floor(opened: Callable[[], System], folder: Path, seconds: float) -> dict[str, Any]:
+    """What `measured` saw of the floor over the files of `folder`. Raises ImportError where bm25s or numba is missing."""
+    import bm25s  # noqa: PLC0415 - of the test extra: the product does without it
+    import torch  # noqa: PLC0415 - a second to import
+
+    system, handed = opened(), Handed.read(folder, folder)
+
+    def build() -> Ask:
+        index = bm25s.BM25(k1=system.lexical.k1, b=system.lexical.b, method="lucene", backend="numba")
+        numbers: dict[str, int] = {}
+        terms = [[numbers.setdefault(term, len(numbers)) for term in line.split()] for line in handed.terms]
+        index.index((terms, numbers), show_progress=False)
+        matrix = torch.from_numpy(handed.vectors)
+        most = min(_CANDIDATES, len(handed.ids))
+
+        def ask(number: int) -> list[str]:
+            words, vector = understood(handed.queries[number], system)
+            best = (matrix @ torch.from_numpy(vector)).topk(most)
+            scores = dict(zip(best.indices.tolist(), (best.values * system.fusion.alpha).tolist(), strict=True))
+            if known := [word for word in words if word in numbers]:
+                rows, found = index.retrieve([known], k=most, show_progress=False)
+                scale = (1 - system.fusion.alpha) / float(found[0, 0])
+                for row, score in zip(rows[0].tolist(), (found[0] * scale).tolist(), strict=True):
+                    scores[row] = scores.get(row, 0.0) + score
+            return [handed.ids[row] for row in sorted(scores, key=scores.__getitem__, reverse=True)[:SHOWN]]
+
+        return ask
+
+    packages = ("bm25s", "numba", "torch", "kiwipiepy")
+    seen = measured(build, len(handed.queries), seconds)
+    return {"version": ", ".join(f"{name} {version(name)}" for name in packages), **seen}
