@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from indexers.benchmarks import comparison, handover, own
@@ -40,6 +43,15 @@ class Stage:
     cache_dir: Path
     folder: Path
     handed: HandedOver
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_before() -> Iterator[None]:
+    """What is measured in this process sets up the process for itself."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +168,13 @@ def test_the_floor_is_measured_and_answers_by_the_sum_of_both_legs(
         expected = np.sort(scores)[::-1][:SHOWN]
         assert len(ids) == SHOWN
         np.testing.assert_allclose(scores[[handed.ids.index(i) for i in ids]], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("slow", "quick"), [(1, 2), (2, 1)])
+def test_the_floor_takes_as_many_threads_as_are_quickest(slow: int, quick: int) -> None:
+    threads: list[int] = []
+    work = lambda: time.sleep(0.003 if threads[-1] == slow else 0)  # noqa: E731
+    assert own._quickest(work, threads.append, 2) == quick
 
 
 def test_a_peer_that_is_slow_is_asked_for_its_time_only() -> None:

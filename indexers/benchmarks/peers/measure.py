@@ -2,7 +2,7 @@
 
 It reads what was handed over in FOLDER, has the module PEER beside it build its index, asks it every query after the other
 for at most SECONDS, and writes into PLACE, which is its own, what it saw. Imports nothing of Yeoul and needs numpy alone; `own.py` measures by
-the same loop. Knows nothing of the peers.
+the same loop. How many threads a library takes for a query is its own business. Knows nothing of the peers.
 """
 
 from __future__ import annotations
