@@ -33,6 +33,7 @@ from pipeline.errors import (
     LogPruned,
     ManifestMismatch,
     OlderRevision,
+    Overloaded,
     QueueFull,
     SourceChanged,
     SourceNotFound,
@@ -111,6 +112,7 @@ STATUS: Mapping[type[YeoulError], int] = {
     IndexingFailed: 422,
     TooManyRequests: 429,
     QueueFull: 429,
+    Overloaded: 429,
     InvalidSetting: 500,
     EncoderFailed: 500,
     YeoulError: 500,
@@ -186,7 +188,7 @@ def _rule(error: Any) -> str:
 
 def _retry_after(error: YeoulError) -> int | None:
     """Whole seconds after which it makes sense to ask again; None where the same request will fail again."""
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | Overloaded):
         return error.retry_after
     if isinstance(error, QueueFull):
         return _QUEUE_RETRY_SECONDS

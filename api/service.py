@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated
-from weakref import WeakKeyDictionary
 
 import anyio
-import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.freshness import FreshnessWatch
+from api.searches import Searches
 from api.telemetry import Gauges, Metrics
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
@@ -43,8 +41,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 15.0  # a store that was away is used at most so long after it is back
-_SEARCHES_IN_MEMORY = 1  # at once: beside 20 pushes a second a search takes 21 ms so, and 630 ms with two at once
-_SEARCHES_BY_MILVUS = 16  # at once
 _LONG_WAIT_SECONDS = 0.3  # after which the state database is asked what became of a change
 _NOT_OPEN_HINT = "wait until /readyz answers 200; yeoul doctor says what is amiss"
 
@@ -66,9 +62,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._waiting = _Waiting()
         self._trouble: YeoulError | None = None
-        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CapacityLimiter, CapacityLimiter]] = (
-            WeakKeyDictionary()
-        )
+        self._searches = self._line()
         self._name = leases.new_holder()
         self._report_due = 0.0  # monotonic
         self._verify_due = time.monotonic() + settings.indexers.reconcile_hours * 3600
@@ -98,6 +92,8 @@ class Service:
         self._look.set()
         if self._thread is not None:
             self._thread.join()
+        self._searches.close()
+        self._searches = self._line()  # it may be started again
         if self._listener is not None:
             self._listener.stop()
         with suppress(YeoulError):
@@ -143,24 +139,12 @@ class Service:
         """
         if min_seq:
             await self.applied(min_seq)
-        result = await anyio.to_thread.run_sync(self.connected.searcher.search, request, limiter=self._searching())
+        result = await self._searches.result(request)
         self.metrics.search(result.timings, result.degraded)
         return result
 
-    def _searching(self) -> CapacityLimiter:
-        """Lets searches in memory work one after the other: two threads of one interpreter wait for each other at every step,
-        and both take longer than one after the other would. Those that ask Milvus mostly wait for it."""
-        loop = asyncio.get_running_loop()
-        limiters = self._limiters.get(loop)
-        if limiters is None:
-            limiters = CapacityLimiter(_SEARCHES_IN_MEMORY), CapacityLimiter(_SEARCHES_BY_MILVUS)
-            self._limiters[loop] = limiters
-        return limiters[0 if self.connected.answers_from_memory else 1]
-
-    def _searches_waiting(self) -> int:
-        """How many searches stand in line for those before them."""
-        limiters = [limiter for pair in list(self._limiters.values()) for limiter in pair]
-        return sum(limiter.statistics().tasks_waiting for limiter in limiters)
+    def _line(self) -> Searches:
+        return Searches(self.settings.api, lambda: self.connected, self.metrics)
 
     def _has_applied(self, seq: int) -> bool:
         try:
@@ -277,7 +261,7 @@ class Service:
         self._report_due = time.monotonic() + readers.REPORT_SECONDS
         assembly = self.assembly
         position = assembly.connected.follower.position
-        waiting = self._searches_waiting()
+        waiting = self._searches.waiting
         asked = readers.report(assembly.database, self._name, assembly.newest, position, waiting=waiting)
         if asked is not None and assembly.connected.follower.loaded:
             readers.answer(assembly.database, self._name, self._compare(repair=asked == "repair"))

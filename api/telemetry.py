@@ -14,7 +14,10 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.encoding.batcher import Batch
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHOWN_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5)  # of freshness, to people
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _NO_ROUTE = "none"
@@ -62,6 +65,18 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._waits = Histogram(
+            "yeoul_search_wait_seconds",
+            "Time a search waits for its turn",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._batches = Histogram(
+            "yeoul_search_batch_size", "Searches that are answered together", buckets=_SIZES, registry=self._registry
+        )
+        self._worked = Histogram(
+            "yeoul_search_batch_seconds", "Time of the work on a batch", buckets=_SECONDS, registry=self._registry
+        )
         self._degraded = Counter(
             "yeoul_search_degraded", "Searches answered without a part", ("part",), registry=self._registry
         )
@@ -95,6 +110,13 @@ class Metrics:
             self._stages.labels(stage).observe(milliseconds / 1000)
         for part in degraded:
             self._degraded.labels(part).inc()
+
+    def batch(self, batch: Batch) -> None:
+        """Searches that were answered together."""
+        for seconds in batch.waits:
+            self._waits.observe(seconds)
+        self._batches.observe(len(batch.waits))
+        self._worked.observe(batch.worked)
 
     def fresh(self, *, change: str, origin: str, seconds: float) -> None:
         """A change (publish, delete) of a push or of the canary that searches see after `seconds`."""

@@ -17,6 +17,7 @@
     │   ├── StoreUnavailable    the collection or the state database does not answer
     │   ├── SourceUnavailable   a place where articles come from does not answer
     │   ├── QueueFull           more changes wait in the inbox than it is allowed to hold
+    │   ├── Overloaded          more is asked at once than can be answered in time
     │   └── NotReady            the index is still loading, or a wait ran out
     ├── FolderInUse             another process holds the data folder
     ├── ManifestMismatch        the index was made with another encoder, dictionary or chunking
@@ -27,6 +28,8 @@ name for programs. Nothing here knows HTTP: `api/errors.py` maps classes to stat
 """
 
 from __future__ import annotations
+
+import math
 
 _MAX_SHOWN_CHARS = 80  # of an offending value: enough to recognise it, little enough for one line of log
 
@@ -176,6 +179,19 @@ class QueueFull(Unavailable):
         super().__init__(
             f"{waiting:,} changes wait to be indexed, at most {limit:,} are taken (indexers.queue_limit)",
             "send again in a while what was not taken, or see why the worker does not come forward",
+        )
+
+
+class Overloaded(Unavailable):
+    """`retry_after`: whole seconds, at least 1, after which what waits now will be done."""
+
+    code = "overloaded"
+
+    def __init__(self, what: str, waiting: int, seconds: float) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        super().__init__(
+            f"too many ask at once: {waiting:,} wait for {what} already",
+            f"ask again in {self.retry_after} s, more slowly; where it goes on, more processes are needed",
         )
 
 

@@ -73,8 +73,8 @@ class DeafEncoder:
 
 
 class DeafAnalyser(Analyser):
-    def query_terms(self, text: str) -> QueryTerms:
-        raise RuntimeError(f"Kiwi cannot read {text!r}")
+    def terms_of_queries(self, texts: Sequence[str]) -> list[QueryTerms]:
+        raise RuntimeError(f"Kiwi cannot read {', '.join(map(repr, texts))}")
 
 
 def _searcher(
@@ -311,6 +311,9 @@ class _Moving:
         if self._fails is not None:
             raise self._fails
         return self._engine.search(query)
+
+    def search_many(self, queries: Sequence[EngineQuery]) -> list[Candidates]:
+        return [self.search(query) for query in queries]
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         return {}

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.encoding.encoder import Encoder
-from pipeline.errors import InvalidQuery, Unavailable
+from pipeline.errors import InvalidQuery, NotReady, Unavailable
 from pipeline.evaluation.baseline import plain_rankings
 from pipeline.evaluation.cache import ArrayCache, default_folder
 from pipeline.evaluation.corpus_index import System, index
@@ -279,7 +279,11 @@ def _by_mode(
 
 def _candidates(searcher: Searcher, engine: ResidentEngine, request: SearchRequest) -> Candidates:
     """Raises Unavailable where a leg failed: a figure of half a search would be taken for the whole."""
-    found, failed = searcher.candidates(engine, request, searcher.understand(request))
+    (question,) = searcher.understand([request])
+    (found,) = searcher.candidates(engine, [request], [question])
+    if isinstance(found, NotReady):
+        raise found
+    failed = {**question.failed, **found.failed}
     if failed:
         raise Unavailable(
             f"the {' and the '.join(failed)} leg failed at the query {request.text!r}: {'; '.join(failed.values())}",

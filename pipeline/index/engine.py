@@ -69,6 +69,9 @@ class Engine(Protocol):
     def search(self, query: EngineQuery) -> Candidates:
         """The candidates of both legs, both scores exact."""
 
+    def search_many(self, queries: Sequence[EngineQuery]) -> list[Candidates]:
+        """What `search` gives for each."""
+
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """The passages with these ids; one that was replaced since is missing."""
 

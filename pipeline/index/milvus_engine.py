@@ -57,6 +57,10 @@ class MilvusEngine:
         with self._lock:
             return {article_id: revision for article_id, (revision, _) in self._visible.items()}
 
+    def search_many(self, queries: Sequence[EngineQuery]) -> list[Candidates]:
+        """One after the other: Milvus works on each by itself. Raises as `search`."""
+        return [self.search(query) for query in queries]
+
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Raises StoreUnavailable where the texts are in Milvus alone and it does not answer."""
         return self._search.passages(ids)
@@ -118,6 +122,10 @@ class StandIn:
     def search(self, query: EngineQuery) -> Candidates:
         """Raises StoreUnavailable where no leg can answer; see `MilvusSearch.search`."""
         return self._search.search(query)
+
+    def search_many(self, queries: Sequence[EngineQuery]) -> list[Candidates]:
+        """One after the other: Milvus works on each by itself. Raises as `search`."""
+        return [self.search(query) for query in queries]
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Raises StoreUnavailable where a passage is in Milvus alone and it does not answer."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -45,6 +47,7 @@ _SYNONYM_WEIGHT = 0.5  # of a synonym's term, times that of the word it stands f
 Term = tuple[str, int, int]  # one occurrence: form, and its start and end as character offsets into the analysed text
 
 _NAMING_TAGS = ("NNG", "NNP", "XR", "VV", "VA", "SL")  # what a word with synonyms is read as
+_REMEMBERED_WORDS = 32_768  # of queries, with what the carriers make of them: some 10 MB
 _EDGES = " \t\"'`.,!?;:()[]{}<>~…·‘’“”「」『』《》〈〉"  # not part of a word
 _CARRIERS = ("{}{을} 알아보았다", "그 {}에 대하여")  # a word alone is analysed as if it stood in a sentence
 
@@ -66,6 +69,8 @@ class Analyser:
         self.kiwi = kiwi
         self._dictionary_hash = dictionary_hash
         self._synonyms = synonyms
+        self._other_forms: dict[str, tuple[str, ...]] = {}  # of words of queries, the oldest first
+        self._remembering = threading.Lock()
         kiwi.tokenize("시작")  # the first call loads the model lazily, some 1.5 s: pay it here, not in the first search
 
     @classmethod
@@ -103,15 +108,33 @@ class Analyser:
         found is a term as it stands (알림, which Kiwi alone reads as a form of 알리다); what only those yield counts
         half. Words of questions (무엇, 얼마) count only where nothing else is left.
         """
-        words = list(dict.fromkeys(stripped for word in text.split() if (stripped := word.strip(_EDGES))))
-        # All at once, on Kiwi's threads: one after the other takes half as long again.
-        plain, *carried = self.kiwi.tokenize(iter([text, *(_carried(c, word) for word in words for c in _CARRIERS)]))
+        return self.terms_of_queries([text])[0]
+
+    def terms_of_queries(self, texts: Sequence[str]) -> list[QueryTerms]:
+        """What `query_terms` gives for each, analysed together, on Kiwi's threads.
+
+        What a word is in the carriers depends on the word alone, and is remembered.
+        """
+        words = [dict.fromkeys(stripped for w in text.split() if (stripped := w.strip(_EDGES))) for text in texts]
+        forms = {word: self._other_forms.get(word) for asked in words for word in asked}
+        new = [word for word, known in forms.items() if known is None]
+        carried = (_carried(carrier, word) for word in new for carrier in _CARRIERS)
+        analysed = self.kiwi.tokenize(iter([*texts, *carried]))
+        plain = list(islice(analysed, len(texts)))
+        for word in new:
+            forms[word] = _other_forms(word, list(islice(analysed, len(_CARRIERS))))
+        self._remember({word: forms[word] or () for word in new})
+        return [
+            self._query_terms(tokens, chain.from_iterable(forms[word] or () for word in asked))
+            for tokens, asked in zip(plain, words, strict=True)
+        ]
+
+    def _query_terms(self, plain: Sequence[Token], others: Iterable[str]) -> QueryTerms:
         weights = {form: float(times) for form, times in Counter(_forms(plain)).items()}
         for form, _, _ in terms_of(plain):
             weights.setdefault(form, _COMPOUND_WEIGHT)
-        for number, word in enumerate(words):
-            for form in _other_forms(word, carried[number * len(_CARRIERS) : (number + 1) * len(_CARRIERS)]):
-                weights.setdefault(form, _VARIANT_WEIGHT)
+        for form in others:
+            weights.setdefault(form, _VARIANT_WEIGHT)
         weights = {form: weight for form, weight in weights.items() if form not in _QUESTION_WORDS} or weights
         named = {t.form.lower() for t in plain if t.tag.startswith(_NAMING_TAGS)}
         elsewise = set(_forms(plain)) - named  # 약 10만 원, 2차: not the medicine, not the car
@@ -121,6 +144,13 @@ class Analyser:
                 if other not in weights:
                     synonyms[other] = max(synonyms.get(other, 0.0), weight * _SYNONYM_WEIGHT)
         return QueryTerms(weights, synonyms, tuple(plain))
+
+    def _remember(self, forms: Mapping[str, tuple[str, ...]]) -> None:
+        """Keeps them, and forgets the oldest of too many."""
+        with self._remembering:
+            self._other_forms |= {word: found for word, found in forms.items() if len(word) <= _MAX_TERM_CHARS}
+            for word in list(islice(self._other_forms, max(0, len(self._other_forms) - _REMEMBERED_WORDS))):
+                del self._other_forms[word]
 
     @cached_property
     def _synonyms_of(self) -> dict[str, tuple[str, ...]]:
@@ -140,7 +170,7 @@ def _carried(carrier: str, word: str) -> str:
     return carrier.format(word, 을=_object_particle(word))
 
 
-def _other_forms(word: str, carried: Sequence[Sequence[Token]]) -> list[str]:
+def _other_forms(word: str, carried: Sequence[Sequence[Token]]) -> tuple[str, ...]:
     """What `word` is in the analysed carrier sentences, and the word itself where none of that is its stem."""
     forms: list[str] = []
     for carrier, tokens in zip(_CARRIERS, carried, strict=True):
@@ -150,7 +180,7 @@ def _other_forms(word: str, carried: Sequence[Sequence[Token]]) -> list[str]:
     whole = word.lower()
     if len(whole) <= _MAX_TERM_CHARS and not any(len(form) > 1 and whole.startswith(form) for form in forms):
         forms.append(whole)
-    return forms
+    return tuple(forms)
 
 
 def _forms(tokens: Iterable[Token]) -> list[str]:

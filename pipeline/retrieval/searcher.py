@@ -10,23 +10,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
+import numpy as np
+
 from pipeline.documents import Passage, Span
-from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder, TermEncoder
-from pipeline.encoding.word_probabilities import form_probabilities
-from pipeline.errors import NotReady, Unavailable, YeoulError
+from pipeline.encoding.encoder import Encoder, FloatArray, TermEncoder
+from pipeline.errors import InvalidQuery, NotReady, Unavailable
 from pipeline.index.engine import Candidates, Engine, EngineQuery
 from pipeline.index.fields import LexicalQuery
-from pipeline.korean.bigrams import bigrams
-from pipeline.korean.morphemes import Analyser, QueryTerms
-from pipeline.retrieval.evidence import rarities
+from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.fusion import Fused, Method, fuse
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.ranking import RankedArticle, Ranking, ScoredPassage, page
 from pipeline.retrieval.snippets import matched_terms, snippet
+from pipeline.retrieval.understanding import ENCODER_ERRORS, Understood, lexical_query, understood
 
 log = logging.getLogger(__name__)
-
-_ENCODER_ERRORS = (YeoulError, RuntimeError, MemoryError)  # RuntimeError: what torch raises, out of memory too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +74,6 @@ class SearchResult:
     took_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Understood:
-    """A query as both legs read it; a leg that could not be prepared is None and named in `failed`."""
-
-    vector: FloatArray | None
-    terms: LexicalQuery | None
-    failed: Mapping[str, str]
-
-
 class Searcher:
     """Answers searches. Thread-safe; made of ready parts.
 
@@ -113,100 +102,71 @@ class Searcher:
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Raises InvalidQuery for a cursor of another question, NotReady where neither leg can answer."""
+        (result,) = self.search_many([request])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def search_many(self, requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
+        """What `search` gives for each, or the exception that it raises: answered together, from one moment, in less time than
+        one after the other. Their timings are those of all."""
         watch = _Watch()
-        understood = self.understand(request)
+        questions = self.understand(requests)
         watch.lap("understand")
         seq = self._seq()  # before the search: what it sees is this or newer
         engine, degraded = self._engine()
-        candidates, failed = self.candidates(engine, request, understood)
+        found = self.candidates(engine, requests, questions)
         watch.lap("legs")
-        fused = self.fused(candidates)
-        ranking = Ranking(candidates, fused)
-        question = request.question(*astuple(self._fusion))
-        shown, cursor = page(ranking, limit=request.limit, cursor=request.cursor, question=question)
+        pages = [self._page(*each) for each in zip(requests, questions, found, strict=True)]
         watch.lap("rank")
-        passages = {article.best.passage_id: candidates.passages[article.place] for article in shown}
-        hits = self._hits(shown, passages, understood, fused)
+        hits = iter(self._hits([each for each in pages if isinstance(each, _Page)]))
         watch.lap("show")
-        return SearchResult(
-            request=request,
-            hits=hits,
-            total=len(ranking),
-            next_cursor=cursor,
-            seq=seq,
-            degraded={**degraded, **failed},
-            timings=watch.laps,
-            took_ms=watch.total,
-        )
+        return [
+            SearchResult(
+                request=each.request,
+                hits=next(hits),
+                total=each.total,
+                next_cursor=each.next_cursor,
+                seq=seq,
+                degraded={**degraded, **each.question.failed, **each.candidates.failed},
+                timings=watch.laps,
+                took_ms=watch.total,
+            )
+            if isinstance(each, _Page)
+            else each
+            for each in pages
+        ]
 
     def warm_up(self) -> None:
         """Pays now what the first search would pay: models and tables that are made when they are first used."""
-        self.understand(SearchRequest.checked("여울"))
+        self.understand([SearchRequest.checked("여울")])
         if isinstance(self._encoder, TermEncoder):
             self._encoder.encode_terms([["여울"]])
 
-    def understand(self, request: SearchRequest) -> Understood:
-        """The query as each leg that `request.mode` asks for reads it. A leg that fails is left out and named."""
-        found, vector, failed = None, None, {}
-        if request.mode != "dense":
-            try:
-                found = self._analyser.query_terms(request.text)
-            except (RuntimeError, MemoryError) as error:
-                log.exception("the query could not be analysed")
-                failed["lexical"] = str(error)
-        if request.mode != "lexical":
-            try:
-                vector = self._vector(request.text, found)
-            except _ENCODER_ERRORS as error:
-                log.exception("the query could not be encoded")
-                failed["dense"] = str(error)
-        terms = self._lexical_query(request.text, found) if found is not None else None
-        return Understood(vector=vector, terms=terms, failed=failed)
+    def understand(self, requests: Sequence[SearchRequest]) -> list[Understood]:
+        """The queries as the legs read them."""
+        return understood(requests, self._analyser, self._encoder)
 
     def terms(self, text: str) -> LexicalQuery:
         """The lexical query of a text."""
-        return self._lexical_query(text, self._analyser.query_terms(text))
-
-    def _vector(self, text: str, found: QueryTerms | None) -> FloatArray:
-        """The query's vector; what Kiwi found already is not looked for again."""
-        if found is not None and isinstance(self._encoder, MorphemeEncoder):
-            vectors = self._encoder.encode_morphemes([found.morphemes])
-        else:
-            vectors = self._encoder.encode_queries([text])
-        vector: FloatArray = vectors[0]
-        return vector
-
-    def _lexical_query(self, text: str, found: QueryTerms) -> LexicalQuery:
-        terms = found.weights | found.synonyms
-        return LexicalQuery(
-            terms=terms,
-            bigrams=tuple(bigrams(text)),
-            synonyms=frozenset(found.synonyms),
-            rarities=rarities(terms, form_probabilities(self._analyser.kiwi)),
-        )
+        return lexical_query(text, self._analyser.query_terms(text), self._analyser)
 
     def candidates(
-        self, engine: Engine, request: SearchRequest, understood: Understood
-    ) -> tuple[Candidates, dict[str, str]]:
-        """What the legs propose, and the legs that failed with their reasons. Raises NotReady where none is left."""
-        vector, terms = understood.vector, understood.terms
-        if vector is not None and not vector.any():
-            # Nothing to say about meaning: the words decide alone, and without words nothing is found.
-            vector, terms = None, terms or LexicalQuery()
-        query = EngineQuery(
-            vector=vector,
-            terms=terms,
-            filter=request.filter,
-            candidates=self._fusion.candidates,
-        )
-        failed = dict(understood.failed)
-        if query.vector is None and query.terms is None:
-            raise NotReady(f"no leg can answer ({failed})", "see the server's log; try again")
+        self, engine: Engine, requests: Sequence[SearchRequest], questions: Sequence[Understood]
+    ) -> list[Candidates | NotReady]:
+        """What the legs propose for each request; NotReady in the place of one that no leg can answer."""
+        queries = [self._query(request, question) for request, question in zip(requests, questions, strict=True)]
+        asked = [query for query in queries if query is not None]
         try:
-            found = engine.search(query)
+            found = iter(engine.search_many(asked))
         except Unavailable as error:
-            raise NotReady(f"the index does not answer: {error.message}", error.hint) from error
-        return found, failed | dict(found.failed)
+            return [NotReady(f"the index does not answer: {error.message}", error.hint) for _ in requests]
+        return [
+            next(found)
+            if query is not None
+            else NotReady(f"no leg can answer ({question.failed})", "see the server's log; try again")
+            for query, question in zip(queries, questions, strict=True)
+        ]
 
     def fused(self, candidates: Candidates) -> Fused:
         chosen = self._fusion
@@ -222,49 +182,109 @@ class Searcher:
             seq=self._seq,
         )
 
-    def _hits(
-        self,
-        shown: Sequence[RankedArticle],
-        passages: Mapping[str, Passage],
-        understood: Understood,
-        fused: Fused,
-    ) -> tuple[Hit, ...]:
-        weights = understood.terms.terms if understood.terms is not None else {}
-        matched = {i: matched_terms(p, weights) for i, p in passages.items()}
-        unmatched = [p for i, p in passages.items() if not set(matched[i]) & set(p.terms)]
-        likely = self._likely_sentences(unmatched, understood.vector)
-        return tuple(
-            Hit(
-                article_id=article.article_id,
-                passage=passages[article.best.passage_id],
-                scored=article.best,
-                others=article.others,
-                snippet=snippet(passages[article.best.passage_id], weights, likely=likely.get(article.best.passage_id)),
-                matched_terms=tuple(matched[article.best.passage_id]),
-                alpha=fused.alpha,
-                evidence=fused.evidence,
-            )
-            for article in shown
-        )
+    def _query(self, request: SearchRequest, question: Understood) -> EngineQuery | None:
+        vector, terms = question.vector, question.terms
+        if vector is None and terms is None:
+            return None
+        if vector is not None and not vector.any():
+            # Nothing to say about meaning: the words decide alone, and without words nothing is found.
+            vector, terms = None, terms or LexicalQuery()
+        return EngineQuery(vector=vector, terms=terms, filter=request.filter, candidates=self._fusion.candidates)
 
-    def _likely_sentences(self, passages: Sequence[Passage], vector: FloatArray | None) -> dict[str, Span]:
-        """Of each passage found by its meaning alone, the sentence nearest to the query."""
-        if vector is None or not passages or not vector.any():
+    def _page(
+        self, request: SearchRequest, question: Understood, candidates: Candidates | NotReady
+    ) -> _Page | InvalidQuery | NotReady:
+        if isinstance(candidates, NotReady):
+            return candidates
+        fused = self.fused(candidates)
+        ranking = Ranking(candidates, fused)
+        try:
+            shown, cursor = page(
+                ranking, limit=request.limit, cursor=request.cursor, question=request.question(*astuple(self._fusion))
+            )
+        except InvalidQuery as error:
+            return error
+        passages = {article.best.passage_id: candidates.passages[article.place] for article in shown}
+        return _Page(request, question, candidates, fused, shown, passages, len(ranking), cursor)
+
+    def _hits(self, pages: Sequence[_Page]) -> list[tuple[Hit, ...]]:
+        """The hits of each page. The sentences that are looked for by their meaning are encoded for all together."""
+        matched = [{i: matched_terms(p, one.weights) for i, p in one.passages.items()} for one in pages]
+        unmatched = [
+            (number, p)
+            for number, one in enumerate(pages)
+            for i, p in one.passages.items()
+            if not set(matched[number][i]) & set(p.terms)
+        ]
+        likely = self._likely_sentences(unmatched, [one.question.vector for one in pages])
+        return [
+            tuple(
+                _hit(article, one, matched[number], likely.get((number, article.best.passage_id)))
+                for article in one.shown
+            )
+            for number, one in enumerate(pages)
+        ]
+
+    def _likely_sentences(
+        self, unmatched: Sequence[tuple[int, Passage]], vectors: Sequence[FloatArray | None]
+    ) -> dict[tuple[int, str], Span]:
+        """Of each passage found by its meaning alone, the sentence nearest to the query; by the query's number in `vectors`
+        and the passage's id."""
+        spans = [
+            (number, vector, p, span)
+            for number, p in unmatched
+            if (vector := vectors[number]) is not None and vector.any()
+            for span in p.sentence_spans
+        ]
+        if not spans:
             return {}
-        spans = [(p, span) for p in passages for span in p.sentence_spans]
         try:
             if isinstance(self._encoder, TermEncoder):
-                vectors = self._encoder.encode_terms([_terms_within(p, span) for p, span in spans])
+                sentences = self._encoder.encode_terms([_terms_within(p, span) for _, _, p, span in spans])
             else:
-                vectors = self._encoder.encode_passages([p.text[start:end] for p, (start, end) in spans])
-        except _ENCODER_ERRORS:
+                sentences = self._encoder.encode_passages([p.text[start:end] for _, _, p, (start, end) in spans])
+        except ENCODER_ERRORS:
             log.exception("the sentences of the hits could not be encoded: snippets show their beginnings")
             return {}
-        likely: dict[str, tuple[float, Span]] = {}
-        for (passage, span), nearness in zip(spans, (vectors @ vector).tolist(), strict=True):
-            if passage.id not in likely or nearness > likely[passage.id][0]:
-                likely[passage.id] = (nearness, span)
-        return {passage_id: span for passage_id, (_, span) in likely.items()}
+        nearness = np.einsum("ij,ij->i", sentences, np.stack([vector for _, vector, _, _ in spans])).tolist()
+        likely: dict[tuple[int, str], tuple[float, Span]] = {}
+        for (number, _, passage, span), near in zip(spans, nearness, strict=True):
+            if (number, passage.id) not in likely or near > likely[number, passage.id][0]:
+                likely[number, passage.id] = (near, span)
+        return {found: span for found, (_, span) in likely.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A request's answer before its hits are written out; `passages` are those that are shown, by id."""
+
+    request: SearchRequest
+    question: Understood
+    candidates: Candidates
+    fused: Fused
+    shown: Sequence[RankedArticle]
+    passages: Mapping[str, Passage]
+    total: int
+    next_cursor: str | None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The terms that are marked."""
+        return self.question.terms.terms if self.question.terms is not None else {}
+
+
+def _hit(article: RankedArticle, of: _Page, matched: Mapping[str, Sequence[str]], likely: Span | None) -> Hit:
+    passage = of.passages[article.best.passage_id]
+    return Hit(
+        article_id=article.article_id,
+        passage=passage,
+        scored=article.best,
+        others=article.others,
+        snippet=snippet(passage, of.weights, likely=likely),
+        matched_terms=tuple(matched[article.best.passage_id]),
+        alpha=of.fused.alpha,
+        evidence=of.fused.evidence,
+    )
 
 
 def _terms_within(passage: Passage, span: Span) -> list[str]:

@@ -1,0 +1,55 @@
+"""The line in which searches wait for their turn: answered together where the index is in memory, each by itself by Milvus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from api.telemetry import Metrics
+from pipeline.connected import Connected
+from pipeline.encoding.batcher import Batcher
+from pipeline.retrieval.query import SearchRequest
+from pipeline.retrieval.searcher import SearchResult
+from pipeline.settings import ApiSettings
+
+_IN_MEMORY = 1  # threads: what takes long there is done without the interpreter's lock, by as many cores as there are
+_BY_MILVUS = 16  # threads: they mostly wait
+
+
+class Searches:
+    """Answers searches by what is `connected` when their turn comes. Thread-safe."""
+
+    def __init__(self, settings: ApiSettings, connected: Callable[[], Connected], metrics: Metrics) -> None:
+        self._connected = connected
+        self._metrics = metrics
+        self._in_memory = self._batcher(settings, _IN_MEMORY, settings.search_batch)
+        self._by_milvus = self._batcher(settings, _BY_MILVUS, 1)
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in line for those before them."""
+        return self._in_memory.waiting + self._by_milvus.waiting
+
+    async def result(self, request: SearchRequest) -> SearchResult:
+        """What `Searcher.search` gives or raises; whoever gives up waiting for it is not searched for. Raises Overloaded."""
+        batcher = self._in_memory if self._connected().answers_from_memory else self._by_milvus
+        return await asyncio.wrap_future(batcher.submit(request))
+
+    def close(self) -> None:
+        """Ends after the searches under way; the others are refused."""
+        self._in_memory.close()
+        self._by_milvus.close()
+
+    def _batcher(self, settings: ApiSettings, threads: int, most: int) -> Batcher[SearchRequest, SearchResult]:
+        def answered(requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
+            return self._connected().searcher.search_many(requests)
+
+        return Batcher(
+            answered,
+            name="a search",
+            most=most,
+            waiting=settings.search_queue,
+            patience=settings.search_patience_seconds,
+            threads=threads,
+            observe=self._metrics.batch,
+        )

@@ -1,0 +1,208 @@
+"""Dynamic batching: what is asked at the same time is worked on together.
+
+Whoever asks waits for a future; threads take what waits, the most urgent first, and give it to the work as one batch. Under
+light load a batch is one item and nothing is waited for; while a batch is worked on, the next one gathers. What waits is
+bounded in number and in time, so a crowd is refused at once instead of being served late.
+
+Knows nothing of what is worked on.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pipeline.errors import Overloaded, Unavailable
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+_RATE_SECONDS = 1.0  # over which the rate is remembered that says when to come again
+_CLOSED_HINT = "it is ending: ask another process, or again when it is back"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of a batch. Seconds: `waits` of its items before, `worked` on all of them."""
+
+    waits: Sequence[float]
+    worked: float
+
+
+@dataclass(slots=True, eq=False)
+class _Item(Generic[Given, Made]):
+    given: Given
+    cost: int
+    priority: int
+    since: float  # monotonic
+    future: Future[Made] = field(default_factory=Future)
+
+
+class Batcher(Generic[Given, Made]):
+    """Runs `work` on batches of what is asked. Thread-safe.
+
+    `work` gives for each item what was made of it, or the exception for who asked. Where it raises, each item is tried by
+    itself, so that one cannot spoil the others'.
+
+    `most` items make a batch at most, and where `cost` is given, so many that their number times the greatest cost, which is
+    what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait, for
+    `patience` seconds; `linger` seconds are waited for more of them where the batch before was of several. `threads` work at
+    the same time. `observe` is told of each batch.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Given]], Sequence[Made | Exception]],
+        *,
+        name: str,
+        most: int,
+        waiting: int,
+        patience: float = math.inf,
+        linger: float = 0.0,
+        threads: int = 1,
+        cost: Callable[[Given], int] | None = None,
+        budget: int = 0,
+        observe: Callable[[Batch], None] = lambda _batch: None,
+    ) -> None:
+        self._work = work
+        self._name = name
+        self._most = most
+        self._waiting = waiting
+        self._patience = patience
+        self._linger = linger
+        self._cost = cost
+        self._budget = budget
+        self._observe = observe
+        self._items: list[_Item[Given, Made]] = []  # in the order in which they came
+        self._changed = threading.Condition()
+        self._started = False  # the threads: with the first item
+        self._closed = False
+        self._crowded = False  # the last batch was of several items
+        self._done = 0.0  # items a second, lately
+        self._done_at = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name} {number}", daemon=True) for number in range(threads)
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for their batch."""
+        return len(self._items)
+
+    def submit(self, given: Given, *, priority: int = 0) -> Future[Made]:
+        """The future of what is made of `given`; cancelled before its batch, it costs nothing. Lower priorities go first.
+
+        Raises Overloaded where as many wait as may, Unavailable after `close`. The future raises what the work raises, and
+        Overloaded where its turn did not come in time.
+        """
+        item: _Item[Given, Made] = _Item(given, self._cost(given) if self._cost else 1, priority, time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise Unavailable(f"{self._name} is not done any more", _CLOSED_HINT)
+            if len(self._items) >= self._waiting:
+                self._items = [waiting for waiting in self._items if not waiting.future.cancelled()]
+                if len(self._items) >= self._waiting:
+                    raise self._overloaded()
+            if not self._started:
+                self._started = True
+                for thread in self._threads:
+                    thread.start()
+            self._items.append(item)
+            self._changed.notify()
+        return item.future
+
+    def close(self) -> None:
+        """Ends after the batches under way; what waits is refused."""
+        with self._changed:
+            self._closed = True
+            left, self._items = self._items, []
+            self._changed.notify_all()
+        for item in left:
+            if item.future.set_running_or_notify_cancel():
+                item.future.set_exception(Unavailable(f"{self._name} is not done any more", _CLOSED_HINT))
+        for thread in self._threads if self._started else ():
+            thread.join()
+
+    def _run(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                self._work_on(batch)
+
+    def _next(self) -> list[_Item[Given, Made]] | None:
+        """The items of the next batch, taken from those that wait; None at the end."""
+        with self._changed:
+            while not self._items and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            if self._linger and self._crowded and len(self._items) < self._most:
+                self._changed.wait_for(lambda: len(self._items) >= self._most or self._closed, self._linger)
+            chosen = self._chosen()
+            self._crowded = len(chosen) > 1
+            taken = set(map(id, chosen))
+            self._items = [item for item in self._items if id(item) not in taken]
+        return self._still_wanted(chosen)
+
+    def _chosen(self) -> list[_Item[Given, Made]]:
+        """The oldest of the most urgent items, and those like it that fit beside it."""
+        if not self._items:  # another thread took them while this one lingered
+            return []
+        urgent = min(item.priority for item in self._items)
+        first, *others = [item for item in self._items if item.priority == urgent]
+        if self._cost is None:
+            return [first, *others[: self._most - 1]]
+        chosen, greatest = [first], first.cost
+        for item in sorted(others, key=lambda other: abs(other.cost - first.cost)):
+            greatest = max(greatest, item.cost)
+            if len(chosen) == self._most or (len(chosen) + 1) * greatest > self._budget:
+                break
+            chosen.append(item)
+        return chosen
+
+    def _still_wanted(self, items: Sequence[_Item[Given, Made]]) -> list[_Item[Given, Made]]:
+        """Those that were not given up; who waited for too long is refused."""
+        now, wanted = time.monotonic(), []
+        for item in items:
+            if not item.future.set_running_or_notify_cancel():
+                continue
+            if now - item.since > self._patience:
+                item.future.set_exception(self._overloaded())
+            else:
+                wanted.append(item)
+        return wanted
+
+    def _work_on(self, items: Sequence[_Item[Given, Made]]) -> None:
+        begun = time.monotonic()
+        outcomes = self._outcomes([item.given for item in items])
+        ended = time.monotonic()
+        self._note(len(items), ended)
+        self._observe(Batch([begun - item.since for item in items], ended - begun))
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                item.future.set_exception(outcome)
+            else:
+                item.future.set_result(outcome)
+
+    def _outcomes(self, given: Sequence[Given]) -> Sequence[Made | Exception]:
+        try:
+            return self._work(given)
+        except Exception as error:  # noqa: BLE001 - whoever asked is told
+            if len(given) == 1:
+                return [error]
+        return [outcome for each in given for outcome in self._outcomes([each])]
+
+    def _note(self, items: int, now: float) -> None:
+        with self._changed:
+            passed = max(now - self._done_at, 1e-6)
+            fading = math.exp(-passed / _RATE_SECONDS)
+            self._done = self._done * fading + items / passed * (1 - fading)
+            self._done_at = now
+
+    def _overloaded(self) -> Overloaded:
+        waiting = len(self._items)
+        return Overloaded(self._name, waiting, waiting / self._done if self._done > 1 else 1.0)
