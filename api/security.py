@@ -72,11 +72,11 @@ class Access:
 
     def __init__(self, settings: ApiSettings) -> None:
         self._keys = [(digest := _digest_of(key), _caller(key, digest)) for key in settings.keys]
-        self._search_requires_key = settings.search_requires_key
+        self.search_requires_key = settings.search_requires_key
 
     def check_read(self, key: str | None) -> None:
         """Raises KeyRequired where searching needs a key and `key` is none of them."""
-        if self._search_requires_key:
+        if self.search_requires_key:
             self._known(key)
 
     def caller(self, key: str | None, request: Request) -> Caller:
@@ -127,7 +127,14 @@ async def key_of(request: Request) -> str | None:
 
 async def reader(request: Request) -> None:
     """Lets through who may search."""
-    access_of(request).check_read(await key_of(request))
+    await check_reader(request)
+
+
+async def check_reader(request: Request) -> None:
+    """Raises KeyRequired for who may not search."""
+    access = access_of(request)
+    if access.search_requires_key:
+        access.check_read(await key_of(request))
 
 
 async def writer(request: Request, credentials: _Credentials) -> None:

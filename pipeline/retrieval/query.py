@@ -47,7 +47,7 @@ class SearchRequest:
             raise InvalidQuery("q", normalised, f"at most {MAX_QUERY_CHARS} characters ({len(normalised):,} seen)")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidQuery("limit", limit, f"in 1..{MAX_LIMIT}")
-        for name, value in asdict(filter_ or Filter()).items():
+        for name, value in asdict(filter_).items() if filter_ is not None else ():
             if isinstance(value, str) and _SURROGATE.search(value):
                 raise InvalidQuery(name, value, "Unicode text without lone surrogates")
         for known in MODES:
@@ -57,4 +57,5 @@ class SearchRequest:
 
     def question(self, *settings: object) -> str:
         """What a cursor belongs to: everything that decides scores and their order, so not `limit` and `cursor`."""
-        return orjson.dumps([self.text, self.mode, asdict(self.filter), [str(s) for s in settings]]).decode()
+        conditions = {} if self.filter.empty else asdict(self.filter)
+        return orjson.dumps([self.text, self.mode, conditions, [str(s) for s in settings]]).decode()
