@@ -113,6 +113,22 @@ def deployed(
 ) -> Iterator[Deployment]:
     """A deployment in `folder`: without addresses one process with SQLite and Milvus Lite, else `servers` API processes and
     one of the indexers. Raises NotStarted."""
+    deployment = prepared(
+        folder, database_url=database_url, milvus_uri=milvus_uri, milvus_token=milvus_token, servers=servers
+    )
+    with ExitStack() as ended:
+        for running in filter(None, [*deployment.servers, deployment.indexers]):
+            running.start()
+            ended.callback(running.stop)
+        for running in deployment.servers:
+            deployment.wait_ready(running)
+        yield deployment
+
+
+def prepared(
+    folder: Path, *, database_url: str = "", milvus_uri: str = "", milvus_token: str = "", servers: int = 1
+) -> Deployment:
+    """What `deployed` runs, with nothing started."""
     environment = _environment(database_url, milvus_uri, milvus_token)
     ports = _free_ports(servers if milvus_uri else 1)
     serving = tuple(
@@ -120,14 +136,22 @@ def deployed(
         for n, port in enumerate(ports)
     )
     indexing = _process(["indexers", "run"], environment, folder / "indexers") if milvus_uri else None
-    deployment = Deployment(serving, indexing, serving[0].folder, serving[0].environment)
-    with ExitStack() as ended:
-        for running in [*serving, *([indexing] if indexing is not None else [])]:
-            running.start()
-            ended.callback(running.stop)
-        for running in serving:
-            deployment.wait_ready(running)
-        yield deployment
+    return Deployment(serving, indexing, serving[0].folder, serving[0].environment)
+
+
+@contextmanager
+def served(deployment: Deployment, **environment: str) -> Iterator[tuple[Running, float]]:
+    """The one server of `deployment`, started with more variables in its environment, and the seconds until it was ready.
+    Raises NotStarted."""
+    (server,) = deployment.servers
+    running = Running(server.arguments, {**server.environment, **environment}, server.folder, server.url)
+    begin = time.monotonic()
+    running.start()
+    try:
+        deployment.wait_ready(running)
+        yield running, time.monotonic() - begin
+    finally:
+        running.stop()
 
 
 def _process(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, url: str = "") -> Running:

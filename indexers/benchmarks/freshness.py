@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -24,9 +23,8 @@ import numpy as np
 import orjson
 
 from indexers.benchmarks.deployment import Deployment
-from pipeline import samples
+from indexers.benchmarks.passages import edition, shipped
 
-_ARTICLES = Path(samples.__file__).parent / "articles.jsonl"
 _CLIENTS = 48  # at once: pushes and searches that wait
 _BULK = 200  # articles, some 600 passages
 _LONGEST_WORK = 3600.0  # seconds
@@ -61,22 +59,12 @@ def filled(deployment: Deployment, passages: int) -> int:
 
 def _batches() -> Iterator[list[bytes]]:
     lines: list[bytes] = []
-    for edition in count(1):
-        for article in _shipped():
-            lines.append(orjson.dumps(_edition(article, edition)))
+    for number in count(1):
+        for article in shipped():
+            lines.append(orjson.dumps(edition(article, number)))
             if len(lines) == _BULK:
                 yield lines
                 lines = []
-
-
-@cache
-def _shipped() -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in _ARTICLES.read_bytes().splitlines() if line.strip()]
-
-
-def _edition(article: dict[str, Any], edition: int) -> dict[str, Any]:
-    told = {"id": f"{article['id']}-{edition}", "title": f"{article['title']} ({edition}호)", "updated_at": None}
-    return article | told
 
 
 def _settled(client: httpx2.Client, seq: int) -> int:
@@ -197,7 +185,7 @@ def _new(number: int, word: str) -> dict[str, Any]:
 
 
 def _corrected(number: int, word: str) -> dict[str, Any]:
-    article = _edition(_shipped()[number // 2 % len(_shipped())], 1)
+    article = edition(shipped()[number // 2 % len(shipped())], 1)
     return article | {"body": f"{word} 이야기를 전합니다.\n\n{article['body']}"}
 
 

@@ -101,7 +101,7 @@ def load(folder: Path) -> Dataset:
     query has a relevant document.
     """
     corpus = read_corpus(_existing(folder, _CORPUS))
-    queries = _read_queries(_existing(folder, _QUERIES))
+    queries = read_queries(folder)
     path = _existing(folder, _QRELS)
     judged, unknown_queries = _read_qrels(path, queries)
     qrels = {i: judged[i] for i in queries if any(grade > 0 for grade in judged.get(i, {}).values())}
@@ -168,11 +168,8 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def read_queries(folder: Path) -> dict[str, str]:
-    """Id → text of every query of the BEIR folder `folder`, judged or not. Raises UnreadableSource as `load` does."""
-    return _read_queries(_existing(folder, _QUERIES))
-
-
-def _read_queries(path: Path) -> dict[str, str]:
+    """The queries (id → text) of the BEIR folder `folder`, judged or not. Raises UnreadableSource as `load` does."""
+    path = _existing(folder, _QUERIES)
     queries: dict[str, str] = {}
     for number, line in _json_lines(path):
         query = _field(path, number, line, "_id")
