@@ -12,7 +12,7 @@ from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import ApiSettings
 
-_IN_MEMORY = 1  # threads: what takes long there is done without the interpreter's lock, by as many cores as there are
+_IN_MEMORY = int(__import__("os").environ.get("THR", "1"))
 _BY_MILVUS = 16  # threads: they mostly wait
 
 

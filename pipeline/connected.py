@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.documents import CANARY
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.follower import Follower
-from pipeline.index import lite, snapshot
+from pipeline.index import kernels, lite, snapshot
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
@@ -138,6 +138,7 @@ class Connected:
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
+        kernels.compile_all()
         if not self._resume(self._snapshot):
             self.follower.load(on_progress)
             self.save()

@@ -209,3 +209,15 @@ def exact_products(blocks: Any, block_rows: int, vector: Any, rows: Any) -> Any:
             total += line[i] * vector[i]
         found[place] = total
     return found
+
+
+def compile_all() -> None:
+    """Compiles what searches need, or reads it from disk (half a second, seconds for the first time on a machine), so that the
+    first search need not."""
+    some, floats, whole = np.ones(1), np.ones(1, np.float32), np.zeros(1, np.int32)
+    allowed, no_segments, nothing = np.ones(1, np.bool_), np.zeros((0, 5), np.int64), np.zeros(0, np.bool_)
+    add_scores(some, nothing, no_segments, whole, some, whole, np.ones(2), np.ones(3))
+    at_least(some, allowed, threshold(some, allowed, 1, 0.0))
+    for products in (np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1), np.float32)):
+        may_be_nearest(products, 0, 1.0, 0.0, floats, floats, allowed, 1)
+    exact_products(np.array([floats.__array_interface__["data"][0]]), 1, some, np.zeros(1, np.intp))
