@@ -177,7 +177,7 @@ def leg(candidates: Candidates, name: str, *, limit: int) -> Candidates:
         dense=scores[best] if name == "dense" else nothing,
         lexical=scores[best] if name == "lexical" else nothing,
         passages=(),
-        articles=(),
+        articles=np.zeros(0, dtype=np.intp),
     )
 
 

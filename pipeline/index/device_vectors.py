@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index.vectors import Mask, Rows
+from pipeline.index.vectors import Masks, Nearest, Rows
 
 _ERROR = 1e-5  # of a product of unit vectors in float32, far above what the order of the additions makes
 _MORE = 64  # rows fetched beyond k: seldom are more of them as near as the error leaves open
@@ -55,39 +53,41 @@ class DeviceVectors:
         found: FloatArray = self._matrix[:end].cpu().numpy().copy()
         return found
 
-    def nearest(self, vectors: FloatArray, allowed: Sequence[Mask], k: int) -> list[Rows]:
-        rows = max(map(len, allowed), default=0)
-        at_once = max(1, _MOST_PRODUCTS_BYTES // max(1, rows * 4))
-        found: list[Rows] = []
-        for start in range(0, len(vectors), at_once):
-            found += self._nearest(vectors[start : start + at_once], allowed[start : start + at_once], rows, k)
-        return found
+    def nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
+        at_once = max(1, _MOST_PRODUCTS_BYTES // max(1, masks.shape[1] * 4))
+        parts = [
+            self._nearest(vectors[start : start + at_once], masks, mask_of[start : start + at_once], k, factor)
+            for start in range(0, len(vectors), at_once)
+        ]
+        return Nearest.joined(parts)
 
     def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
         lines = self._matrix[self._moved(np.asarray(rows, dtype=np.intp))].double()
         found: NDArray[np.float64] = (lines @ self._moved(vector.astype(np.float64))).cpu().numpy()
         return found
 
-    def _nearest(self, vectors: FloatArray, allowed: Sequence[Mask], rows: int, k: int) -> list[Rows]:
-        queries = self._moved(np.ascontiguousarray(vectors, dtype=np.float32))
-        products = queries @ self._matrix[:rows].T
-        moved: dict[int, torch.Tensor] = {}  # a mask that several queries share travels once
-        for number, mask in enumerate(allowed):
-            if not mask.all():
-                refused = moved.setdefault(id(mask), self._moved(~mask))
-                products[number].masked_fill_(refused, -torch.inf)
+    def _nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
+        rows = masks.shape[1]
+        products = self._moved(np.ascontiguousarray(vectors, dtype=np.float32)) @ self._matrix[:rows].T
+        allowed = self._moved(masks)
+        if not masks.all():
+            products.masked_fill_(~allowed[self._moved(mask_of)], -torch.inf)
         fetched = min(rows, k + _MORE)
         best, places = products.topk(fetched)
         values, found = best.cpu().numpy(), places.cpu().numpy()
-        nearest: list[Rows] = []
-        for number in range(len(queries)):
-            least = (values[number, k - 1] if k <= fetched else -np.inf) - 2 * _ERROR
-            if fetched < rows and values[number, -1] >= least:  # as many more may be as near
-                chosen = torch.nonzero(products[number] >= float(least))[:, 0].cpu().numpy()
+        parts: list[tuple[Rows, NDArray[np.float64]]] = []
+        for query in range(len(vectors)):
+            least = float(values[query, k - 1]) - 2 * _ERROR if k <= fetched else -np.inf
+            if fetched < rows and values[query, -1] >= least:  # as many more may be as near
+                chosen = torch.nonzero(products[query] >= least)[:, 0].cpu().numpy()
             else:
-                chosen = found[number][values[number] >= least]
-            nearest.append(np.sort(chosen[allowed[number][chosen]]).astype(np.intp))
-        return nearest
+                chosen = found[query][values[query] >= least]
+            near = np.sort(chosen[masks[mask_of[query], chosen]]).astype(np.intp)
+            exact = np.round(self.products(near, vectors[query]) * factor) / factor
+            kept = exact >= (np.partition(exact, -k)[-k] if len(exact) > k else -np.inf)
+            parts.append((near[kept], exact[kept]))
+        ends = np.cumsum([0, *(len(near) for near, _ in parts)], dtype=np.int64)
+        return Nearest(np.concatenate([near for near, _ in parts]), np.concatenate([exact for _, exact in parts]), ends)
 
-    def _moved(self, array: NDArray[np.float32] | NDArray[np.float64] | Rows | Mask) -> torch.Tensor:
+    def _moved(self, array: NDArray[np.float32] | NDArray[np.float64] | Rows | Masks) -> torch.Tensor:
         return torch.from_numpy(array).to(self._matrix.device)

@@ -34,6 +34,10 @@ class EngineQuery:
     candidates: int = 200
 
 
+def _no_numbers() -> NDArray[np.integer]:
+    return np.zeros(0, dtype=np.intp)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
     """The union of what the legs proposed, without order. Columns are aligned, n long.
@@ -56,7 +60,7 @@ class Candidates:
     lexical_attainable: float = 0.0
     lexical_rarest: float = 1.0
     passages: Sequence[Passage] = field(default=(), repr=False)
-    articles: Sequence[int] = field(default=(), repr=False)
+    articles: NDArray[np.integer] = field(default_factory=_no_numbers, repr=False)
     failed: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Scores, Variant
-from pipeline.index.lexical import LexicalIndex, Rows, part_of
+from pipeline.index.lexical import LexicalIndex, Prepared, Rows, part_of
 from pipeline.index.statistics import DocumentScorer
 from pipeline.korean.bigrams import bigrams
 
@@ -149,11 +149,18 @@ class LexicalFields:
         bigrams_ = self.bigrams.scorer(query.bigrams).attainable
         return self.morphemes.scorer(query.asked).attainable + bigrams_ * self.parameters.bigram_weight
 
-    def scores(self, query: LexicalQuery, out: Scores | None = None) -> Scores:
-        """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match; in `out`
-        where that is given."""
-        total = np.zeros(self.morphemes.capacity) if out is None else out
-        total.fill(0)
+    def prepared(self, queries: Sequence[LexicalQuery | None]) -> tuple[tuple[Prepared, ...], Scores, Scores]:
+        """What `kernels.candidates` takes as `fields`, `bases` and `shape` for the queries, valid until the next change."""
+        terms = [query.terms if query is not None else {} for query in queries]
+        bigrams_ = [query.bigrams if query is not None else () for query in queries]
+        morphemes, base = self.morphemes.prepared(terms, 1.0)
+        bigram, base_of_bigrams = self.bigrams.prepared(bigrams_, self.parameters.bigram_weight)
+        title, base_of_title = self.title.prepared(terms, self.parameters.title_weight)
+        return (morphemes, bigram, title), base + base_of_bigrams + base_of_title, self.morphemes.shape
+
+    def scores(self, query: LexicalQuery) -> Scores:
+        """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match."""
+        total = np.zeros(self.morphemes.capacity)
         self.morphemes.add_scores(total, query.terms)
         self.bigrams.add_scores(total, query.bigrams, self.parameters.bigram_weight)
         self.title.add_scores(total, query.terms, self.parameters.title_weight)
@@ -161,7 +168,7 @@ class LexicalFields:
 
     def held(self, query: LexicalQuery, row: int) -> list[str]:
         """The terms of `query` that the passage at `row` holds, in text or title."""
-        return self.morphemes.matched(query.terms, [row])[0]
+        return self.morphemes.held(query.terms, row)
 
     def scores_at(self, query: LexicalQuery, rows: NDArray[np.intp]) -> Scores:
         """float64 (len(rows),): `scores(query)[rows]` at the cost of these rows."""

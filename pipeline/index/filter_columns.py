@@ -39,6 +39,11 @@ class FilterColumns:
         self._tags: dict[int, tuple[str, ...]] = {}
         self._length = 0
 
+    @property
+    def used(self) -> Mask:
+        """bool (rows in use,): which rows hold a passage."""
+        return self._used[: self._length]
+
     def reserve(self, capacity: int) -> None:
         more = capacity - len(self._used)
         self._used = np.concatenate([self._used, np.zeros(more, dtype=bool)])

@@ -3,12 +3,12 @@
 The first pass reads a quarter of the bytes where the processor multiplies 8-bit integers fast (VNNI): each vector is also
 kept as int8 with a scale of its own, and torch, whose oneDNN knows these instructions, makes the products of all queries at
 once. Elsewhere, and for small matrices, it is numpy's product in float32. How much a row's int8 vector is off is known when it
-is written, so the rows that can be among the nearest are known for certain (`kernels.may_be_nearest`).
+is written, so the rows that can be among the nearest are known for certain (`kernels.nearest`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index import kernels
-from pipeline.index.vectors import Mask, Rows
+from pipeline.index.vectors import Masks, Nearest, Rows
 
 BLOCK_ROWS = 1 << 12  # 4 MB of float32 with 256 dimensions
 # Below, float32 takes no longer than what torch, a second and 200 MB of memory when it is first imported, would save.
@@ -83,13 +83,14 @@ class HostVectors:
             return np.zeros((0, self._dim), dtype=np.float32)
         return np.concatenate(self._blocks[: -(-end // BLOCK_ROWS)] or self._blocks[:1])[:end]
 
-    def nearest(self, vectors: FloatArray, allowed: Sequence[Mask], k: int) -> list[Rows]:
-        blocks = max(1, -(-max(map(len, allowed), default=0) // BLOCK_ROWS))
-        at_once = max(1, _MOST_PRODUCTS_BYTES // (blocks * BLOCK_ROWS * 4))
-        found: list[Rows] = []
-        for start in range(0, len(vectors), at_once):
-            found += self._nearest(vectors[start : start + at_once], allowed[start : start + at_once], blocks, k)
-        return found
+    def nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
+        blocks = -(-masks.shape[1] // BLOCK_ROWS)
+        at_once = max(1, _MOST_PRODUCTS_BYTES // (max(1, blocks) * BLOCK_ROWS * 4))
+        parts = [
+            self._nearest(vectors[start : start + at_once], blocks, masks, mask_of[start : start + at_once], k, factor)
+            for start in range(0, len(vectors), at_once)
+        ]
+        return Nearest.joined(parts)
 
     def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
         found: NDArray[np.float64] = kernels.exact_products(
@@ -97,9 +98,7 @@ class HostVectors:
         )
         return found
 
-    def _nearest(self, vectors: FloatArray, allowed: Sequence[Mask], blocks: int, k: int) -> list[Rows]:
-        if not self._blocks:
-            return [np.zeros(0, dtype=np.intp) for _ in vectors]
+    def _nearest(self, vectors: FloatArray, blocks: int, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         scales, query_errors = np.ones(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.float32)
         multiply = _int_products()
@@ -112,19 +111,11 @@ class HostVectors:
             products = self._room(blocks, len(queries), np.dtype(np.float32))
             for block in range(blocks):
                 np.matmul(queries, self._blocks[block].T, out=products[block])
-        return [
-            kernels.may_be_nearest(
-                products,
-                number,
-                float(scales[number]),
-                float(query_errors[number]),
-                self._scales,
-                self._errors,
-                mask,
-                k,
-            )
-            for number, mask in enumerate(allowed)
-        ]
+        found = kernels.nearest(
+            products, scales, query_errors, self._scales, self._errors, self._addresses,
+            queries.astype(np.float64), masks, mask_of, k, factor,
+        )  # fmt: skip
+        return Nearest(*found)
 
     def _room(self, blocks: int, queries: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """(blocks, queries, BLOCK_ROWS) to write to; memory that was used before, as the system gives new memory slowly."""

@@ -211,13 +211,140 @@ def exact_products(blocks: Any, block_rows: int, vector: Any, rows: Any) -> Any:
     return found
 
 
+@_compiled(boundscheck=False)
+def rounded(value: float, factor: float) -> Any:
+    """As numpy rounds to the decimals of `factor`, a power of 10."""
+    return np.rint(value * factor) / factor
+
+
+@_compiled(boundscheck=False)
+def nearest(
+    products: Any, query_scales: Any, query_errors: Any, scales: Any, errors: Any, blocks: Any, vectors: Any, masks: Any,
+    mask_of: Any, k: int, factor: float,
+) -> Any:  # fmt: skip
+    """The `k` nearest rows of each query, with all that tie with the last one: rows intp ascending, their inner products
+    float64 rounded by `factor`, both for one query after the other, and where each query's end, int64 (queries + 1,).
+
+    `masks` bool (m, rows), of which `mask_of` names each query's; `vectors` float64 (queries, dim); the rest as
+    `may_be_nearest` and `exact_products` have it.
+    """
+    queries = len(vectors)
+    rows, found = np.empty(queries * (k + 32), np.intp), np.empty(queries * (k + 32), np.float64)
+    ends = np.zeros(queries + 1, np.int64)
+    for query in range(queries):
+        near = may_be_nearest(
+            products, query, query_scales[query], query_errors[query], scales, errors, masks[mask_of[query]], k
+        )
+        exact = exact_products(blocks, products.shape[2], vectors[query], near)
+        for place in range(len(exact)):
+            exact[place] = rounded(exact[place], factor)
+        least = -np.inf
+        if len(near) > k:
+            least = threshold(exact, np.ones(len(exact), np.bool_), k, -np.inf)
+        end = ends[query]
+        rows, found = _with_room(rows, end + len(near)), _with_room(found, end + len(near))
+        for place in range(len(near)):
+            if exact[place] >= least:
+                rows[end], found[end] = near[place], exact[place]
+                end += 1
+        ends[query + 1] = end
+    return rows[: ends[queries]], found[: ends[queries]], ends
+
+
+@_compiled(boundscheck=False)
+def _with_room(values: Any, size: int) -> Any:
+    if len(values) >= size:
+        return values
+    grown = np.empty(max(size, 2 * len(values)), values.dtype)
+    grown[: len(values)] = values
+    return grown
+
+
+@_compiled(boundscheck=False)
+def candidates(fields: Any, bases: Any, shape: Any, used: Any, masks: Any, mask_of: Any, k: int, factor: float, near: Any,
+               near_ends: Any, scores: Any) -> Any:  # fmt: skip
+    """What both legs propose for each query: rows intp ascending, their lexical scores float64 rounded by `factor`, their
+    places among the query's `near` ones (-1: proposed by words alone), and whether the words proposed them, all for one query
+    after the other; and where each query's end, int64 (queries + 1,).
+
+    `fields`: a tuple for each lexical field: what `add_scores` takes, and the terms' numbers and factors for one query after
+    the other with their ends int64 (queries + 1,). `bases` float64 (queries,): what every row in `used`, bool, scores. `near`,
+    `near_ends`: what `nearest` found. `scores` float64 by row is written over. The words propose the `k` best rows with a
+    positive score, and all that tie with the last one.
+    """
+    queries = len(mask_of)
+    rows, lexical = np.empty(2 * queries * (k + 32), np.intp), np.empty(2 * queries * (k + 32), np.float64)
+    places, by_words = np.empty(len(rows), np.int64), np.empty(len(rows), np.bool_)
+    ends = np.zeros(queries + 1, np.int64)
+    unmarked = np.zeros(0, np.bool_)
+    for query in range(queries):
+        allowed = masks[mask_of[query]]
+        scores[:] = 0.0
+        for field in fields:
+            segments, lengths, line, numbers, factors, term_ends = field
+            start, end = term_ends[query], term_ends[query + 1]
+            add_scores(scores, unmarked, segments, numbers[start:end], factors[start:end], lengths, line, shape)
+        if bases[query] != 0.0:
+            for row in range(len(used)):
+                if used[row]:
+                    scores[row] += bases[query]
+        tie = 1.0 / factor
+        least = threshold(scores[: len(allowed)], allowed, k, 0.0)
+        worded = at_least(scores[: len(allowed)], allowed, max(least - tie, _TINY))
+        least = rounded(least, factor)
+        end, place, last = ends[query], near_ends[query], near_ends[query + 1]
+        size = end + len(worded) + last - place
+        rows, lexical = _with_room(rows, size), _with_room(lexical, size)
+        places, by_words = _with_room(places, size), _with_room(by_words, size)
+        word = 0
+        while word < len(worded) or place < last:
+            by_word = word < len(worded) and (place == last or worded[word] <= near[place])
+            is_near = place < last and (word == len(worded) or near[place] <= worded[word])
+            row = worded[word] if by_word else near[place]
+            score = rounded(scores[row], factor)
+            by_word_kept = by_word and score >= least and score > 0.0
+            if is_near or by_word_kept:
+                rows[end], lexical[end] = row, score
+                places[end], by_words[end] = (place - near_ends[query] if is_near else -1), by_word_kept
+                end += 1
+            word += by_word
+            place += is_near
+        ends[query + 1] = end
+    total = ends[queries]
+    return rows[:total], lexical[:total], places[:total], by_words[:total], ends
+
+
+@_compiled(boundscheck=False)
+def holds(segments: Any, numbers: Any, row: int) -> Any:
+    """bool (len(numbers),): which of the terms `numbers` int32 stand in `row`."""
+    found = np.zeros(len(numbers), np.bool_)
+    for s in range(len(segments)):
+        terms = numba.carray(_pointer(segments[s, 0]), (segments[s, 1],), np.int32)
+        starts = numba.carray(_pointer(segments[s, 2]), (segments[s, 1] + 1,), np.int64)
+        if not len(terms):
+            continue
+        rows = numba.carray(_pointer(segments[s, 3]), (starts[len(terms)],), np.int32)
+        tf = numba.carray(_pointer(segments[s, 4]), (starts[len(terms)],), np.uint16)
+        for t in range(len(numbers)):
+            place = np.searchsorted(terms, numbers[t])
+            if place < len(terms) and terms[place] == numbers[t]:
+                start, end = starts[place], starts[place + 1]
+                at = start + np.searchsorted(rows[start:end], np.int32(row))
+                if at < end and rows[at] == row and tf[at]:
+                    found[t] = True
+    return found
+
+
 def compile_all() -> None:
     """Compiles what searches need, or reads it from disk (half a second, seconds for the first time on a machine), so that the
     first search need not."""
-    some, floats, whole = np.ones(1), np.ones(1, np.float32), np.zeros(1, np.int32)
-    allowed, no_segments, nothing = np.ones(1, np.bool_), np.zeros((0, 5), np.int64), np.zeros(0, np.bool_)
-    add_scores(some, nothing, no_segments, whole, some, whole, np.ones(2), np.ones(3))
-    at_least(some, allowed, threshold(some, allowed, 1, 0.0))
+    ones, floats, ends = np.ones(1), np.ones(1, np.float32), np.zeros(2, np.int64)
+    masks, mask_of, numbers = np.ones((1, 1), np.bool_), np.zeros(1, np.intp), np.zeros(0, np.int32)
+    address = np.array([floats.__array_interface__["data"][0]])
     for products in (np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1), np.float32)):
-        may_be_nearest(products, 0, 1.0, 0.0, floats, floats, allowed, 1)
-    exact_products(np.array([floats.__array_interface__["data"][0]]), 1, some, np.zeros(1, np.intp))
+        nearest(products, floats, floats, floats, floats, address, np.ones((1, 1)), masks, mask_of, 1, 1.0)
+    exact_products(address, 1, ones, mask_of)
+    segments = np.zeros((0, 5), np.int64)
+    field = (segments, np.zeros(1, np.int32), np.ones(2), numbers, np.zeros(0), ends)
+    candidates((field,) * 3, ones, np.ones(3), masks[0], masks, mask_of, 1, 1.0, mask_of, ends, ones)
+    holds(segments, numbers, 0)

@@ -12,6 +12,7 @@ Knows nothing about tokenisation, articles or fusion. Not thread-safe: its owner
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from pipeline.index.postings import SEGMENT_POSTINGS, Integers, Postings
 from pipeline.index.statistics import DocumentScorer, Terms, TermStatistics
 
 Rows = Sequence[int] | NDArray[np.integer]
+# Segments' addresses, lengths, the line of the norms; numbers and factors of the terms, and where those of each query end.
+Prepared = tuple[NDArray[np.int64], NDArray[np.int32], Scores, NDArray[np.int32], Scores, NDArray[np.int64]]
 
 _MAX_ROWS = 1 << 31  # postings hold rows as int32
 _NOTHING = np.zeros(0, dtype=bool)
@@ -180,6 +183,16 @@ class LexicalIndex:
         held = self._postings.counts_at(numbers, np.asarray(rows, dtype=np.intp)) > 0
         return [[known[column] for column in np.flatnonzero(line).tolist()] for line in held]
 
+    def held(self, terms: Terms, row: int) -> list[str]:
+        """The query's terms that the document at `row` holds, in the order of the query."""
+        numbers, _, known = self._statistics.query(terms)
+        return [known[place] for place in np.flatnonzero(kernels.holds(self._postings.addresses(), numbers, row))]
+
+    @property
+    def shape(self) -> Scores:
+        """As `kernels.candidates` takes it."""
+        return self._formula.shape
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Every array, by name; `restore` makes an equal index of it. Read them only."""
         arrays = {f"postings.{name}": array for name, array in self._postings.state().items()}
@@ -198,25 +211,24 @@ class LexicalIndex:
         self._statistics.add(held, documents=len(rows), length=int(lengths.sum()))
         self._lengths[rows] = lengths
 
+    def prepared(self, queries: Sequence[Terms], weight: float) -> tuple[Prepared, Scores]:
+        """What `kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; and what
+        every document scores beside, float64 (len(queries),)."""
+        found = [self._statistics.query(terms) for terms in queries]
+        ends = np.cumsum([0, *(len(numbers) for numbers, _, _ in found)], dtype=np.int64)
+        numbers = np.concatenate([numbers for numbers, _, _ in found])
+        weights = np.concatenate([weights for _, weights, _ in found]) * weight
+        idf = self._statistics.idf(numbers) if len(numbers) else weights
+        bases = np.array([self._formula.base(weights[a:b], idf[a:b]) for a, b in pairwise(ends.tolist())])
+        line = np.array(self._formula.norm_line(self.average_length))
+        factors = self._formula.factors(weights, idf)
+        return (self._postings.addresses(), self._lengths, line, numbers, factors, ends), bases
+
     def _add_scores(self, total: Scores, terms: Terms, weight: float, matched: NDArray[np.bool_]) -> None:
-        numbers, weights, _ = self._statistics.query(terms)
-        if not len(numbers):
-            return
-        weights *= weight
-        idf = self._statistics.idf(numbers)
-        kernels.add_scores(
-            total,
-            matched,
-            self._postings.addresses(),
-            numbers,
-            self._formula.factors(weights, idf),
-            self._lengths,
-            np.array(self._formula.norm_line(self.average_length)),
-            self._formula.shape,
-        )
-        base = self._formula.base(weights, idf)
-        if base:
-            total[self._postings.alive()] += base
+        (segments, lengths, line, numbers, factors, _), bases = self.prepared([terms], weight)
+        kernels.add_scores(total, matched, segments, numbers, factors, lengths, line, self._formula.shape)
+        if bases[0]:
+            total[self._postings.alive()] += bases[0]
 
 
 def part_of(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

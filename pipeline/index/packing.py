@@ -60,4 +60,5 @@ def unpacked(data: bytes) -> Passage:
 
 
 def _pairs(flat: list[int]) -> tuple[Span, ...]:
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
+    numbers = iter(flat)
+    return tuple(zip(numbers, numbers, strict=True))

@@ -7,6 +7,7 @@ bound, and the products in float64 of those rows that the bound leaves. Not thre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,26 @@ from numpy.typing import NDArray
 from pipeline.encoding.encoder import FloatArray
 
 Rows = NDArray[np.intp]
-Mask = NDArray[np.bool_]
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Rows intp and their inner products float64, for one query after the other; where each query's end, int64 (n + 1,)."""
+
+    rows: Rows
+    products: NDArray[np.float64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Nearest]) -> Nearest:
+        """The queries of all `parts`, one part after the other."""
+        sizes = np.concatenate([np.diff(part.ends) for part in parts])
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.products for part in parts]),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        )
 
 
 class Vectors(Protocol):
@@ -45,9 +65,10 @@ class Vectors(Protocol):
     def first(self, end: int) -> FloatArray:
         """float32 (end, dim): the rows below `end`, a copy."""
 
-    def nearest(self, vectors: FloatArray, allowed: Sequence[Mask], k: int) -> list[Rows]:
-        """For each of `vectors` float32 (n, dim) rows, ascending, among which are all that have one of the `k` largest inner
-        products of its `allowed` ones, bool (rows in use,) each; with fewer than `k` all of these."""
+    def nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
+        """For each of `vectors` float32 (n, dim) the `k` rows with the largest inner products, and all that tie with the last
+        of them, ascending; among those that its mask allows: `mask_of` intp (n,) names a line of `masks` bool (m, rows in
+        use). Products are rounded to the decimals of `factor`, a power of 10, and compared as they are then."""
 
     def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
         """float64 (len(rows),): inner products of `rows` with `vector` float32 (dim,), added up in float64."""
