@@ -46,6 +46,7 @@ _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command 
 _FOLDER_SECONDS = 30.0  # a server waits so long for another command to end
 _KEEP_ALIVE_SECONDS = 75  # longer than clients and balancers keep an idle connection: one that is used is never closed
 _INDEXERS_NICENESS = 5  # searches on the same machine go first: where it is full, a change waits rather than a person
+_COLLECTED_AFTER = 100_000  # new objects that Python's collector looks through at a time
 _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 # The exponent of the processor cycles for which a thread of OpenBLAS spins after its work. By default 2^26: at 20 searches a
 # second that is a whole core doing nothing.
@@ -236,6 +237,9 @@ def _keep_for_good() -> None:
     again and hold up every search for .2 s each time. Before a collection is open: that one may be retired."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(
+        _COLLECTED_AFTER
+    )  # an answer is made of some thousand objects: by default every third one is interrupted
 
 
 def _held(settings: Settings) -> Assembly:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.documents import Passage, Span
-from pipeline.retrieval.snippets import SNIPPET_CHARS, matched_spans, matched_terms, snippet
+from pipeline.retrieval.snippets import SNIPPET_CHARS, hits_in_text, matched_spans, matched_terms, snippet
 
 _WORDS = st.sampled_from(
     ["대출", "금리", "전세", "<b>", "a&b", "</mark>", "<mark>", '"이자"', "😀", "서류를", "x" * 60, "&lt;"]
@@ -103,7 +103,7 @@ def test_the_window_holds_the_most_of_the_query(passage: Passage, weights: dict[
 
 @given(_PASSAGES, _WEIGHTS)
 def test_matched_spans_are_apart_and_cover_each_match(passage: Passage, weights: dict[str, float]) -> None:
-    spans = matched_spans(passage, weights)
+    spans = matched_spans(hits_in_text(passage, weights))
     assert all(left[1] < right[0] for left, right in pairwise(spans))
     for term, (start, end) in zip(passage.terms, passage.term_spans, strict=True):
         assert (term in weights) <= any(left <= start and end <= right for left, right in spans)

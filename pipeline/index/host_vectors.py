@@ -8,6 +8,7 @@ is written, so the rows that can be among the nearest are known for certain (`ke
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -26,6 +27,8 @@ _FLOAT_ERROR = 1e-5  # of a product of unit vectors in float32, far above what t
 _MOST_PRODUCTS_BYTES = 1 << 26  # 64 MB of first-pass products at a time: more queries are cut into parts
 _LEVELS = 127  # of int8, either side of 0
 
+_NO_PRODUCTS = np.zeros(0, dtype=np.int32)
+
 IntProducts = Callable[[NDArray[np.int8], NDArray[np.int8], NDArray[np.int32]], None]
 
 
@@ -40,7 +43,7 @@ class HostVectors:
         self._coarse: list[NDArray[np.int8]] = []  # by block, where the first pass is in int8
         self._scales = np.ones(0, dtype=np.float32)  # by row: a coarse vector times its scale is near the vector
         self._errors = np.zeros(0, dtype=np.float32)  # by row: how far it is off
-        self._products = np.zeros(0, dtype=np.int32)
+        self._of_thread = threading.local()  # `products`: memory of the first pass
 
     @property
     def dim(self) -> int:
@@ -120,9 +123,10 @@ class HostVectors:
     def _room(self, blocks: int, queries: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """(blocks, queries, BLOCK_ROWS) to write to; memory that was used before, as the system gives new memory slowly."""
         size = blocks * queries * BLOCK_ROWS
-        if len(self._products) < size:
-            self._products = np.empty(size, dtype=np.int32)
-        return self._products[:size].view(dtype).reshape(blocks, queries, BLOCK_ROWS)
+        memory: NDArray[np.int32] = getattr(self._of_thread, "products", _NO_PRODUCTS)
+        if len(memory) < size:
+            memory = self._of_thread.products = np.empty(size, dtype=np.int32)
+        return memory[:size].view(dtype).reshape(blocks, queries, BLOCK_ROWS)
 
     def _coarsen(self, block: int, places: Rows) -> None:
         coarse, scales, errors = _coarsened(self._blocks[block][places])

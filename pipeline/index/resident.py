@@ -6,11 +6,13 @@ thousand passages takes milliseconds, needs no approximate index, and a passage 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -26,6 +28,8 @@ from pipeline.index.lexical import part_of
 from pipeline.index.packing import packed, unpacked
 from pipeline.index.vectors import Nearest, vectors_on
 
+_PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_QUERIES_A_THREAD = 8  # of a batch at least: with fewer, reading the matrix once more costs what the thread saves
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
 
 Mask = NDArray[np.bool_]
@@ -44,20 +48,16 @@ class _Proposed(NamedTuple):
     by_words: Mask
 
 
-class _Text(NamedTuple):
-    """A passage as it is kept: compressed, a third of its size as objects."""
+# A passage as it is kept: id, article id, and itself compressed, a third of its size as objects. A plain tuple: Python's
+# collector looks once at one of strings and bytes, and never again.
+_Text = tuple[str, str, bytes]
 
-    id: str
-    article_id: str
-    packed: bytes
-
-
-_NO_TEXT = _Text("", "", b"")  # of a row that is not in use
-_id_of, _article_of = attrgetter("id"), attrgetter("article_id")
+_NO_TEXT: _Text = ("", "", b"")  # of a row that is not in use
+_id_of, _article_of = itemgetter(0), itemgetter(1)
 
 
 def _passage_of(text: _Text) -> Passage:
-    return unpacked(text.packed)
+    return unpacked(text[2])
 
 
 class _Each(Sequence[Any]):
@@ -93,7 +93,7 @@ class ResidentEngine:
         self._row_of: dict[str, int] = {}
         self._rows_of_article: dict[str, list[int]] = defaultdict(list)
         self._free: list[int] = []
-        self._scores = np.zeros(0)  # by row: where a search adds up its lexical scores
+        self._pool: ThreadPoolExecutor | None = None  # for batches
         self._lock = threading.RLock()
 
     @property
@@ -104,7 +104,7 @@ class ResidentEngine:
     def memory_bytes(self) -> int:
         """Bytes of vectors, postings and stored passages."""
         with self._lock:
-            return self._vectors.nbytes + self._lexical.memory_bytes + sum(len(text.packed) for text in self._texts)
+            return self._vectors.nbytes + self._lexical.memory_bytes + sum(len(packed) for _, _, packed in self._texts)
 
     def add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         with self._lock:
@@ -117,19 +117,19 @@ class ResidentEngine:
 
     def revisions(self) -> dict[str, int]:
         with self._lock:
-            firsts = [self._texts[rows[0]].id for rows in self._rows_of_article.values() if rows]
+            firsts = [self._texts[rows[0]][0] for rows in self._rows_of_article.values() if rows]
         return {article_id: revision for article_id, revision, _ in map(passage_parts, firsts)}
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         with self._lock:
-            found = {i: self._texts[self._row_of[i]].packed for i in ids if i in self._row_of}
+            found = {i: self._texts[self._row_of[i]][2] for i in ids if i in self._row_of}
         return {i: unpacked(data) for i, data in found.items()}
 
     def read(self, ids: Sequence[str]) -> tuple[list[Passage], FloatArray]:
         """Those of `ids` that are here, in that order, and their vectors, float32 (n, dim)."""
         with self._lock:
             rows = [self._row_of[i] for i in ids if i in self._row_of]
-            found = [self._texts[row].packed for row in rows]
+            found = [self._texts[row][2] for row in rows]
             vectors = self._vectors.at(np.array(rows, dtype=np.intp))
         return list(map(unpacked, found)), vectors
 
@@ -142,10 +142,10 @@ class ResidentEngine:
         """Everything as arrays, by name, for a snapshot; `restore` makes an equal engine of it."""
         with self._lock:
             end = len(self._texts)
-            data = [text.packed for text in self._texts]
+            data = [text[2] for text in self._texts]
             arrays: dict[str, NDArray[Any]] = {
                 "vectors": self._vectors.first(end),
-                "ids": _bytes_of([text.id for text in self._texts]),
+                "ids": _bytes_of([text[0] for text in self._texts]),
                 "packed": np.frombuffer(b"".join(data), dtype=np.uint8),
                 "packed_ends": np.cumsum([len(each) for each in data], dtype=np.int64),
             }
@@ -158,13 +158,13 @@ class ResidentEngine:
         """Takes the place of what is here; the arrays become this object's own. Nothing is done where it raises."""
         data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
         texts = [
-            _Text(i, passage_parts(i)[0], data[start:end]) if i else _NO_TEXT
+            (i, passage_parts(i)[0], data[start:end]) if i else _NO_TEXT
             for i, (start, end) in zip(_texts_of(state["ids"]), pairwise([0, *ends]), strict=True)
         ]
-        row_of = {text.id: row for row, text in enumerate(texts) if text.id}
+        row_of = {text[0]: row for row, text in enumerate(texts) if text[0]}
         rows_of_article: dict[str, list[int]] = defaultdict(list)
         for row in row_of.values():
-            rows_of_article[texts[row].article_id].append(row)
+            rows_of_article[texts[row][1]].append(row)
         articles = np.zeros(len(state["columns.used"]), dtype=np.int32)
         for rows in rows_of_article.values():
             articles[rows] = rows[0]
@@ -176,9 +176,8 @@ class ResidentEngine:
         vectors.put(np.arange(len(state["vectors"]), dtype=np.intp), state["vectors"])
         with self._lock:
             self._texts, self._articles, self._row_of, self._rows_of_article = texts, articles, row_of, rows_of_article
-            self._free = [row for row, text in enumerate(texts) if not text.id]
+            self._free = [row for row, text in enumerate(texts) if not text[0]]
             self._lexical, self._columns, self._vectors = lexical, columns, vectors
-            self._scores = np.zeros(lexical.morphemes.capacity)
 
     def search(self, query: EngineQuery) -> Candidates:
         return self.search_many([query])[0]
@@ -189,10 +188,21 @@ class ResidentEngine:
             found: dict[int, Candidates] = {}
             for most in {query.candidates for query in queries}:
                 places = [place for place, query in enumerate(queries) if query.candidates == most]
-                found |= zip(places, self._found([queries[place] for place in places], most), strict=True)
+                found |= zip(places, self._found_by_threads([queries[place] for place in places], most), strict=True)
             return [found[place] for place in range(len(queries))]
 
-    def _found(self, queries: Sequence[EngineQuery], k: int) -> Iterator[Candidates]:
+    def _found_by_threads(self, queries: Sequence[EngineQuery], k: int) -> list[Candidates]:
+        """What `_found` gives, by as many threads as there are processors and work for them; the lock is held for all."""
+        parts = min(_PROCESSORS, len(queries) // _QUERIES_A_THREAD)
+        if parts < 2:
+            return self._found(queries, k)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_PROCESSORS, "resident engine")
+        ends = [len(queries) * part // parts for part in range(parts + 1)]
+        found = self._pool.map(lambda part: self._found(queries[part[0] : part[1]], k), pairwise(ends))
+        return list(chain.from_iterable(found))
+
+    def _found(self, queries: Sequence[EngineQuery], k: int) -> list[Candidates]:
         """The candidates of queries that all want `k` a leg: a few calls of compiled code for all of them."""
         filters = list(dict.fromkeys(query.filter for query in queries))
         masks = np.stack([self._columns.mask(filter_) for filter_ in filters])
@@ -201,12 +211,14 @@ class ResidentEngine:
         fields, bases, shape = self._lexical.prepared([query.terms for query in queries])
         rows, lexical, places, by_words, ends = kernels.candidates(
             fields, bases, shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
-            self._scores,
+            np.empty(self._lexical.morphemes.capacity),
         )  # fmt: skip
+        found: list[Candidates] = []
         for number, (query, (start, end)) in enumerate(zip(queries, pairwise(ends.tolist()), strict=True)):
             products = near.products[near.ends[number] : near.ends[number + 1]]
             proposed = _Proposed(rows[start:end], lexical[start:end], places[start:end], by_words[start:end])
-            yield self._candidates(query, proposed, products, k)
+            found.append(self._candidates(query, proposed, products, k))
+        return found
 
     def _nearest(self, queries: Sequence[EngineQuery], masks: Mask, mask_of: Rows, k: int) -> Nearest:
         """Of a query without a vector no row is near."""
@@ -259,7 +271,7 @@ class ResidentEngine:
     def _first(self, rows: Rows, of_leg: Mask, scores: Column, k: int) -> Mask:
         """Which of the leg's rows are its `k` best, by score and id."""
         places = np.flatnonzero(of_leg).tolist()
-        places.sort(key=lambda place: (-scores[place], self._texts[rows[place]].id))
+        places.sort(key=lambda place: (-scores[place], self._texts[rows[place]][0]))
         kept = np.zeros(len(rows), dtype=bool)
         kept[places[:k]] = True
         return kept
@@ -268,14 +280,14 @@ class ResidentEngine:
         if terms is None or not len(rows):
             return 1.0
         best: list[int] = rows[scores == scores.max()].tolist()
-        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._texts[row].id)))
+        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._texts[row][0])))
 
     def _add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if not passages:
             return
         rows = self._take_rows(len(passages))
         for row, passage in zip(rows, passages, strict=True):
-            self._texts[row] = _Text(passage.id, passage.article_id, packed(passage))
+            self._texts[row] = (passage.id, passage.article_id, packed(passage))
             self._row_of[passage.id] = row
             self._rows_of_article[passage.article_id].append(row)
             self._articles[row] = self._rows_of_article[passage.article_id][0]
@@ -288,7 +300,7 @@ class ResidentEngine:
         if not rows:
             return
         for row in rows:
-            del self._row_of[self._texts[row].id]
+            del self._row_of[self._texts[row][0]]
             self._texts[row] = _NO_TEXT
         at = np.array(rows, dtype=np.intp)
         self._vectors.put(at, np.zeros((len(at), self._vectors.dim), dtype=np.float32))
@@ -308,7 +320,6 @@ class ResidentEngine:
     def _grow(self, capacity: int) -> None:
         self._lexical.reserve(capacity)
         self._columns.reserve(capacity)
-        self._scores = np.zeros(capacity)
         self._articles = np.concatenate([self._articles, np.zeros(capacity - len(self._articles), dtype=np.int32)])
 
 

@@ -6,13 +6,15 @@ Works on the term and sentence offsets stored with the passage: Kiwi never runs 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
-from itertools import islice, takewhile
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from pipeline.documents import Passage, Span
 
 SNIPPET_CHARS = 160  # about three lines on a phone
 _ELLIPSIS = "…"
+
+Hit = tuple[int, int, str]  # a term of the query and where it stands
 
 
 def matched_terms(passage: Passage, weights: Mapping[str, float]) -> list[str]:
@@ -21,12 +23,16 @@ def matched_terms(passage: Passage, weights: Mapping[str, float]) -> list[str]:
     return [term for term in weights if term in held]
 
 
-def matched_spans(passage: Passage, weights: Mapping[str, float]) -> list[Span]:
-    """Where the query's terms stand in the text, in order, overlapping ones joined; a swallowed morpheme stands nowhere."""
+def hits_in_text(passage: Passage, weights: Mapping[str, float]) -> list[Hit]:
+    """The query's terms in the text, in its order; a swallowed morpheme stands nowhere, and comes with an empty span."""
     found = zip(passage.terms, passage.term_spans, strict=True)
-    spans = sorted((start, end) for term, (start, end) in found if term in weights and start < end)
+    return [(start, end, term) for term, (start, end) in found if term in weights]
+
+
+def matched_spans(hits: Sequence[Hit]) -> list[Span]:
+    """Where `hits` stand, in order, overlapping ones joined."""
     joined: list[Span] = []
-    for start, end in spans:
+    for start, end in sorted((start, end) for start, end, _ in hits if start < end):
         if joined and start <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
@@ -40,8 +46,9 @@ def snippet(passage: Passage, weights: Mapping[str, float], *, likely: Span | No
     The window holds the most distinct query terms by weight; without a match it starts at `likely` (the sentence most
     similar to the query), or at the beginning.
     """
-    matches = matched_spans(passage, weights)
-    start, end = _window(passage, weights) if matches else _around(passage, likely or (0, 0))
+    hits = hits_in_text(passage, weights)
+    matches = matched_spans(hits)
+    start, end = _around(passage, _densest(hits, weights)) if matches else _around(passage, likely or (0, 0))
     text = passage.text
     parts = [_ELLIPSIS if start > 0 else ""]
     place = start
@@ -55,18 +62,26 @@ def snippet(passage: Passage, weights: Mapping[str, float], *, likely: Span | No
     return "".join(parts).replace("\n", " ")
 
 
-def _window(passage: Passage, weights: Mapping[str, float]) -> Span:
-    """The window with the greatest sum of distinct query terms' weights; the first of equals."""
-    hits = [(span, term) for term, span in zip(passage.terms, passage.term_spans, strict=True) if term in weights]
+def _densest(hits: Sequence[Hit], weights: Mapping[str, float]) -> Span:
+    """From a hit to the end of the last one that fits into a window with it: the greatest sum of distinct terms' weights, the
+    first of equals."""
+    most = sum(weights[term] for term in {term for _, _, term in hits})
     best, best_span = -1.0, (0, 0)
-    for i, ((start, _), _) in enumerate(hits):
-        limit = start + SNIPPET_CHARS
-        near = takewhile(lambda hit: hit[0][0] < limit, islice(hits, i, None))  # noqa: B023 - used up at once
-        inside = [(end, term) for (_, end), term in near if end <= limit]
-        value = sum(weights[term] for term in {term for _, term in inside})
+    for number, (start, _, _) in enumerate(hits):
+        limit, last = start + SNIPPET_CHARS, start
+        terms: set[str] = set()
+        for begin, end, term in islice(hits, number, None):
+            if begin >= limit:
+                break
+            if end <= limit:
+                terms.add(term)
+                last = max(last, end)
+        value = sum(weights[term] for term in terms)
         if value > best:
-            best, best_span = value, (start, max((end for end, _ in inside), default=start))
-    return _around(passage, best_span)
+            best, best_span = value, (start, last)
+        if value >= most:
+            break  # no later window holds more
+    return best_span
 
 
 def _around(passage: Passage, core: Span) -> Span:
