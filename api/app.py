@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,10 +47,12 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
+        watching = asyncio.create_task(service.metrics.watch_loop())
         try:
             with audit.kept_in(settings.api.audit_log or settings.data_dir / _AUDIT_FILE):
                 yield
         finally:
+            watching.cancel()
             await run_in_threadpool(service.stop)
 
     app = FastAPI(

@@ -5,6 +5,7 @@ One registry an app, so that several can live in a process. Labels have few valu
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.encoding.batcher import Batch
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LOOP_LOOK_SECONDS = 0.25
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHOWN_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5)  # of freshness, to people
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -78,6 +80,12 @@ class Metrics:
         self._worked = Histogram(
             "yeoul_search_batch_seconds", "Time of the work on a batch", buckets=_SECONDS, registry=self._registry
         )
+        self._loop_lag = Histogram(
+            "yeoul_event_loop_lag_seconds",
+            "How much later than it wanted the event loop came to a task that waits for nothing else",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
         self._degraded = Counter(
             "yeoul_search_degraded", "Searches answered without a part", ("part",), registry=self._registry
         )
@@ -120,6 +128,13 @@ class Metrics:
             self._waits.observe(seconds)
         self._batches.observe(len(batch.waits))
         self._worked.observe(batch.worked)
+
+    async def watch_loop(self) -> None:
+        """Measures the event loop that runs this, until it is cancelled: its lag is what every request waits beside its own."""
+        while True:
+            due = time.perf_counter() + _LOOP_LOOK_SECONDS
+            await asyncio.sleep(_LOOP_LOOK_SECONDS)
+            self._loop_lag.observe(max(0.0, time.perf_counter() - due))
 
     def fresh(self, *, change: str, origin: str, seconds: float) -> None:
         """A change (publish, delete) of a push or of the canary that searches see after `seconds`."""

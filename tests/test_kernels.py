@@ -1,0 +1,113 @@
+"""The compiled loops against numpy, over any values, ties and masks."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.index import kernels
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.host_vectors import HostVectors
+from pipeline.index.resident import ResidentEngine
+from tests.small_corpus import DIM, passages, question, vectors
+
+_FACTOR = 1e6  # of what is compared: six decimals
+_SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _unit(random: np.random.Generator, n: int, dim: int) -> NDArray[np.float32]:
+    """Unit rows of which some are equal, some nearly, and some zero."""
+    rows = random.normal(size=(n, dim)).astype(np.float32)
+    rows[random.integers(0, n, n // 4)] = rows[0]
+    rows[random.integers(0, n, n // 8)] = rows[0] + np.float32(1e-3)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    rows[random.integers(0, n, n // 16)] = 0
+    return rows
+
+
+@given(seed=_SEEDS, n=st.integers(1, 300), k=st.integers(1, 40), few=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_threshold_is_the_kth_largest_and_the_rows_from_there_are_all(seed: int, n: int, k: int, few: bool) -> None:
+    random = np.random.default_rng(seed)
+    values = random.integers(-3, 4, n) / 4 if few else random.normal(size=n)
+    allowed = random.random(n) < 0.7
+    positive = np.sort(values[allowed & (values > 0)])[::-1]
+    least = kernels.threshold(values, allowed, k, 0.0)
+    assert least == (positive[k - 1] if len(positive) >= k else 0.0)
+    assert kernels.at_least(values, allowed, least).tolist() == np.flatnonzero(allowed & (values >= least)).tolist()
+
+
+@given(seed=_SEEDS, n=st.integers(1, 400), k=st.integers(1, 50), queries=st.integers(1, 5), whole=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_are_those_of_a_product_in_double_precision(
+    seed: int, n: int, k: int, queries: int, whole: bool
+) -> None:
+    """By way of int8 (where this processor is fast at it) and by way of float32, with any mask and any number of ties."""
+    random = np.random.default_rng(seed)
+    rows, asked = _unit(random, n, 32), _unit(random, queries, 32)
+    masks = np.stack([random.random(n) < 0.6, np.ones(n, dtype=bool)])
+    mask_of = random.integers(0, 2, queries)
+    matrix = HostVectors(32, int8_from=0 if whole else 1_000_000)
+    matrix.reserve(n)
+    matrix.put(np.arange(n), rows)
+    found = matrix.nearest(asked, masks, mask_of, k, _FACTOR)
+    for query in range(queries):
+        exact = np.round(rows.astype(np.float64) @ asked[query].astype(np.float64), 6)
+        allowed = np.flatnonzero(masks[mask_of[query]])
+        least = np.sort(exact[allowed])[-k] if len(allowed) > k else -np.inf
+        wanted = allowed[exact[allowed] >= least]
+        start, end = found.ends[query], found.ends[query + 1]
+        assert found.rows[start:end].tolist() == wanted.tolist()
+        np.testing.assert_array_equal(found.products[start:end], exact[wanted])
+
+
+def test_room_for_more_moves_nothing_and_rows_are_read_back() -> None:
+    random = np.random.default_rng(3)
+    matrix, rows = HostVectors(8, int8_from=5_000), _unit(random, 9_000, 8)
+    for start in range(0, 9_000, 1_500):  # into the third block, past the change to int8
+        matrix.reserve(start + 1_500)
+        matrix.put(np.arange(start, start + 1_500), rows[start : start + 1_500])
+    np.testing.assert_array_equal(matrix.first(9_000), rows)
+    at = random.permutation(9_000)[:50]
+    np.testing.assert_array_equal(matrix.at(at), rows[at])
+    near = matrix.nearest(rows[:3], np.ones((1, 9_000), dtype=bool), np.zeros(3, dtype=np.intp), 10, _FACTOR)
+    for query in range(3):
+        assert query in near.rows[near.ends[query] : near.ends[query + 1]].tolist() or not rows[query].any()
+
+
+def test_a_batch_gives_what_each_query_gives_by_itself() -> None:
+    """Whatever each asks for: modes, filters, numbers of candidates; and by several threads."""
+    random = np.random.default_rng(7)
+    words = ["대출", "금리", "전세", "월세", "세금", "이체"]
+    engine = ResidentEngine(DIM, LexicalParameters())
+    for number in range(40):
+        some = passages(f"글{number}", 1, [random.choice(words, 5).tolist() for _ in range(5)])
+        engine.add(some, vectors(some))
+    modes = ["hybrid", "dense", "lexical"]
+    queries = [
+        question(random.choice(words, 2).tolist(), mode=modes[number % 3], candidates=5 + 10 * (number % 2))
+        for number in range(48)
+    ]
+    together = engine.search_many(queries)
+    for query, found in zip(queries, together, strict=True):
+        alone = engine.search(query)
+        assert list(found.passage_ids) == list(alone.passage_ids)
+        np.testing.assert_array_equal(found.dense, alone.dense)
+        np.testing.assert_array_equal(found.lexical, alone.lexical)
+        assert (found.dense_best, found.lexical_best) == (alone.dense_best, alone.lexical_best)
+        assert (found.lexical_attainable, found.lexical_rarest) == (alone.lexical_attainable, alone.lexical_rarest)
+
+
+def test_the_first_search_compiles_nothing() -> None:
+    kernels.compile_all()
+    outer = (kernels.nearest, kernels.candidates, kernels.exact_products, kernels.holds)
+    before = [len(kernel.signatures) for kernel in outer]  # type: ignore[attr-defined]
+    some = passages("글", 1, [["대출", "금리"], ["전세"]])
+    for int8_from in (0, 1_000_000):
+        engine = ResidentEngine(DIM, LexicalParameters())
+        engine._vectors = HostVectors(DIM, int8_from=int8_from)
+        engine.add(some, vectors(some))
+        assert len(engine.search(question(["대출", "전세"])).passage_ids) == 2
+    assert [len(kernel.signatures) for kernel in outer] == before  # type: ignore[attr-defined]
