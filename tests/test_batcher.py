@@ -122,16 +122,24 @@ def test_beyond_the_bound_more_is_refused_at_once_with_a_time_to_come_again() ->
         assert opened(work, waiting) == [2, 4, 6]
 
 
-def test_who_waited_for_too_long_is_refused_instead_of_served_late() -> None:
-    with held(patience=0.05) as (made, work):
-        late = made.submit(1)
+def test_of_a_crowd_who_waited_for_too_long_is_refused_instead_of_served_late() -> None:
+    with held(most=2, patience=0.05) as (made, work):
+        late = [made.submit(number) for number in (1, 2, 3)]
         time.sleep(0.06)
         assert work.gate is not None
         work.gate.set()
-        with pytest.raises(Overloaded):
-            late.result(PATIENCE)
-        assert made.submit(2).result(PATIENCE) == 4
-    assert work.batches == [[0], [2]]
+        for future in late[:2]:
+            with pytest.raises(Overloaded):
+                future.result(PATIENCE)
+        assert late[2].result(PATIENCE) == 6  # by then it was no crowd any more
+    assert work.batches == [[0], [3]]
+
+
+def test_after_a_stall_those_who_fit_into_a_batch_are_served() -> None:
+    with held(most=2, patience=0.05) as (made, work):
+        waiting = [made.submit(number) for number in (1, 2)]
+        time.sleep(0.06)
+        assert opened(work, waiting) == [2, 4]
 
 
 def test_the_exception_of_an_item_is_its_own() -> None:

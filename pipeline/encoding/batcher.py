@@ -50,8 +50,9 @@ class Batcher(Generic[Given, Made]):
     itself, so that one cannot spoil the others'.
 
     `most` items make a batch at most, and where `cost` is given, so many that their number times the greatest cost, which is
-    what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait, for
-    `patience` seconds; `linger` seconds are waited for more of them where the batch before was of several. `threads` work at
+    what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait; where more than
+    a batch of them do, who has waited for `patience` seconds is refused, so that a crowd is not served late but a stall harms
+    nobody. `linger` seconds are waited for more of them where the batch before was of several. `threads` work at
     the same time. `observe` is told of each batch.
     """
 
@@ -142,11 +143,12 @@ class Batcher(Generic[Given, Made]):
                 return None
             if self._linger and self._crowded and len(self._items) < self._most:
                 self._changed.wait_for(lambda: len(self._items) >= self._most or self._closed, self._linger)
+            crowd = len(self._items) > self._most
             chosen = self._chosen()
             self._crowded = len(chosen) > 1
             taken = set(map(id, chosen))
             self._items = [item for item in self._items if id(item) not in taken]
-        return self._still_wanted(chosen)
+        return self._still_wanted(chosen, self._patience if crowd else math.inf)
 
     def _chosen(self) -> list[_Item[Given, Made]]:
         """The oldest of the most urgent items, and those like it that fit beside it."""
@@ -164,13 +166,13 @@ class Batcher(Generic[Given, Made]):
             chosen.append(item)
         return chosen
 
-    def _still_wanted(self, items: Sequence[_Item[Given, Made]]) -> list[_Item[Given, Made]]:
+    def _still_wanted(self, items: Sequence[_Item[Given, Made]], patience: float) -> list[_Item[Given, Made]]:
         """Those that were not given up; who waited for too long is refused."""
         now, wanted = time.monotonic(), []
         for item in items:
             if not item.future.set_running_or_notify_cancel():
                 continue
-            if now - item.since > self._patience:
+            if now - item.since > patience:
                 item.future.set_exception(self._overloaded())
             else:
                 wanted.append(item)

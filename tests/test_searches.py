@@ -1,0 +1,117 @@
+"""Searches under load, through HTTP: answered together, refused in a crowd, and by whom nobody waits any more not at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from pipeline.assembly import Assembly
+from pipeline.encoding.encoder import Encoder
+from pipeline.korean.morphemes import Analyser
+from pipeline.retrieval.query import SearchRequest
+from pipeline.retrieval.searcher import Searcher
+from tests.api_server import assembly_of, settings_in
+from tests.faults import until
+
+_PATIENCE = 60.0  # seconds; only a test that fails waits for so long
+
+
+class Gate:
+    """Holds every batch of searches up, and keeps what was asked in each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.begun = threading.Event(), threading.Semaphore(0)
+        self.batches: list[list[str]] = []
+        search_many = Searcher.search_many
+
+        def held(searcher: Searcher, requests: Sequence[SearchRequest]) -> Any:
+            self.batches.append([request.text for request in requests])
+            self.begun.release()
+            assert self.open.wait(_PATIENCE)
+            return search_many(searcher, requests)
+
+        monkeypatch.setattr(Searcher, "search_many", held)
+
+
+@pytest.fixture
+def assembly(tmp_path: Path, analyser: Analyser, encoder: Encoder) -> Iterator[Assembly]:
+    opened = assembly_of(settings_in(tmp_path), analyser, encoder)
+    opened.connect()
+    yield opened
+    opened.close()
+
+
+def _client(assembly: Assembly, **api: float) -> TestClient:
+    return TestClient(create_app(settings_in(assembly.settings.data_dir, api=api), assembly=assembly))
+
+
+def _wait_ready(client: TestClient) -> None:
+    until(lambda: client.get("/readyz").status_code == 200, _PATIENCE, "not ready")
+
+
+def _asked(client: TestClient, pool: ThreadPoolExecutor, texts: Sequence[str]) -> list[Any]:
+    return [pool.submit(client.get, "/v1/search", params={"q": text}) for text in texts]
+
+
+def _waiting(client: TestClient) -> int:
+    return int(client.app.state.service._searches.waiting)  # type: ignore[attr-defined]
+
+
+def test_what_comes_while_a_batch_is_worked_on_is_the_next_batch(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _client(assembly) as client, ThreadPoolExecutor(8) as pool:
+        _wait_ready(client)
+        gate = Gate(monkeypatch)
+        first = _asked(client, pool, ["전세"])
+        assert gate.begun.acquire(timeout=_PATIENCE)
+        others = _asked(client, pool, ["월세", "대출", "금리"])
+        until(lambda: _waiting(client) == 3, _PATIENCE, "three should wait")
+        gate.open.set()
+        answers = [future.result(_PATIENCE) for future in [*first, *others]]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [answer.json()["query"] for answer in answers] == ["전세", "월세", "대출", "금리"]
+    assert [sorted(batch) for batch in gate.batches] == [["전세"], ["금리", "대출", "월세"]]
+
+
+def test_without_batching_each_search_is_answered_by_itself(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _client(assembly, search_batch=1) as client, ThreadPoolExecutor(8) as pool:
+        _wait_ready(client)
+        gate = Gate(monkeypatch)
+        gate.open.set()
+        for future in _asked(client, pool, ["전세", "월세", "대출"]):
+            assert future.result(_PATIENCE).status_code == 200
+    assert sorted(gate.batches) == [["대출"], ["월세"], ["전세"]]
+
+
+def test_beyond_the_line_searches_get_429_with_a_time_and_those_in_it_are_answered(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _client(assembly, search_queue=2) as client, ThreadPoolExecutor(8) as pool:
+        _wait_ready(client)
+        gate = Gate(monkeypatch)
+        first = _asked(client, pool, ["전세"])
+        assert gate.begun.acquire(timeout=_PATIENCE)
+        waiting = _asked(client, pool, ["월세", "대출"])
+        until(lambda: _waiting(client) == 2, _PATIENCE, "two should wait")
+        refused = client.get("/v1/search", params={"q": "금리"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        page = client.get("/", params={"q": "금리"})
+        assert page.status_code == 429  # the console too
+        gate.open.set()
+        assert [future.result(_PATIENCE).status_code for future in [*first, *waiting]] == [200] * 3
+        text = client.get("/metrics").text
+    assert 'yeoul_http_request_seconds_count{method="GET",route="/v1/search",status="429"} 1.0' in text
+    assert "yeoul_search_batch_size_count 2.0" in text
+    assert "yeoul_search_wait_seconds_count 3.0" in text
+    assert "yeoul_event_loop_lag_seconds_count" in text
