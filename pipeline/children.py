@@ -6,22 +6,30 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 _NICEST = 19
 _STARVED_SECONDS = 60.0  # of waiting for a processor, and of less than a twentieth of that having had one
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _HERE = str(Path(__file__).resolve().parent.parent)
 
 
-def started(module: str, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
-    """`python -m module arguments`, whatever lies in the working directory; `how` as `subprocess.Popen` takes it."""
+def started(
+    module: str, *arguments: str, environment: Mapping[str, str] = _NOTHING, **how: Any
+) -> subprocess.Popen[bytes]:
+    """`python -m module arguments`, whatever lies in the working directory, with `environment` where this process's says
+    nothing; `how` as `subprocess.Popen` takes it."""
     found = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments], env=os.environ | {"PYTHONPATH": found}, **how
+        [sys.executable, "-P", "-m", module, *arguments],
+        env={**environment, **os.environ, "PYTHONPATH": found},
+        **how,
     )
 
 

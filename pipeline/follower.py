@@ -10,7 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -163,8 +164,7 @@ class Follower:
         position, visible = self._visible_now()
         added: set[str] = set()
         try:
-            for some in rows.chunks(self._ids_of(visible), batch):
-                passages, vectors = self._collection.read(some)
+            for passages, vectors in self._read_ahead(self._ids_of(visible), batch):
                 added.update(passage.article_id for passage in passages)
                 self._engine.add(passages, vectors)
                 on_progress(len(passages))
@@ -173,6 +173,17 @@ class Follower:
             raise
         self._position = position
         self._filled = True
+
+    def _read_ahead(self, ids: Sequence[str], batch: int) -> Iterator[tuple[list[Passage], FloatArray]]:
+        """The passages of `ids`, some at a time: the collection reads the next ones while these are taken in."""
+        with ThreadPoolExecutor(1, "reading ahead") as pool:
+            coming: Future[tuple[list[Passage], FloatArray]] | None = None
+            for some in rows.chunks(ids, batch):
+                read, coming = coming, pool.submit(self._collection.read, some)
+                if read is not None:
+                    yield read.result()
+            if coming is not None:
+                yield coming.result()
 
     def _ids_of(self, visible: Mapping[str, int]) -> list[str]:
         """The ids of all passages of these revisions that the collection has. One that was replaced since may be left out: the

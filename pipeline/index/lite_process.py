@@ -41,6 +41,8 @@ _AGAIN_SECONDS = (0.2, 5.0)  # until it is started again: at first, and at most 
 _LONG_LIFE_SECONDS = 60.0  # after which an end is the first one
 _STOP = b"stop"
 _NICENESS = 5  # searches go first, which do without it, as they do where the indexers are a process of their own
+# What pyarrow and the C library free goes back to the system instead of being kept: 734 → 542 MB with 102,000 passages.
+_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _MESSAGE_BYTES = 256 * 2**20
 
 
@@ -125,7 +127,9 @@ class LiteProcess:
                 return ""
             self._socket.unlink(missing_ok=True)
             arguments = (str(self._folder), str(self._socket))
-            self._process = started(__name__, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = started(
+                __name__, *arguments, environment=_MEMORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
             with suppress(OSError):  # it has ended
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         with self._process as process:
