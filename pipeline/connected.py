@@ -15,11 +15,11 @@ from pathlib import Path
 from pipeline.documents import CANARY
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.follower import Follower
-from pipeline.index import kernels, lite, snapshot
+from pipeline.index import lite, snapshot
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
-from pipeline.index.resident import ResidentEngine
+from pipeline.index.resident import ResidentEngine, compile_all
 from pipeline.index.snapshot import Place
 from pipeline.ingest import Ingest
 from pipeline.loading import Order, load_apart
@@ -138,7 +138,7 @@ class Connected:
 
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
-        kernels.compile_all()
+        compile_all()
         if not self._resume(self._snapshot):
             self.follower.load(on_progress)
             self.save()

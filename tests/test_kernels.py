@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.index import kernels
-from pipeline.index.fields import LexicalParameters
+from pipeline.index import compiled, dense_kernels, lexical_kernels
+from pipeline.index.bm25 import Variant
+from pipeline.index.engine import LEXICAL_DECIMALS
+from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery
 from pipeline.index.host_vectors import HostVectors
-from pipeline.index.resident import ResidentEngine
+from pipeline.index.resident import ResidentEngine, compile_all
 from tests.small_corpus import DIM, passages, question, vectors
 
 _FACTOR = 1e6  # of what is compared: six decimals
@@ -34,9 +37,9 @@ def test_the_threshold_is_the_kth_largest_and_the_rows_from_there_are_all(seed: 
     values = random.integers(-3, 4, n) / 4 if few else random.normal(size=n)
     allowed = random.random(n) < 0.7
     positive = np.sort(values[allowed & (values > 0)])[::-1]
-    least = kernels.threshold(values, allowed, k, 0.0)
+    least = compiled.threshold(values, allowed, k, 0.0)
     assert least == (positive[k - 1] if len(positive) >= k else 0.0)
-    assert kernels.at_least(values, allowed, least).tolist() == np.flatnonzero(allowed & (values >= least)).tolist()
+    assert compiled.at_least(values, allowed, least).tolist() == np.flatnonzero(allowed & (values >= least)).tolist()
 
 
 @given(seed=_SEEDS, n=st.integers(1, 400), k=st.integers(1, 50), queries=st.integers(1, 5), whole=st.booleans())
@@ -101,8 +104,13 @@ def test_a_batch_gives_what_each_query_gives_by_itself() -> None:
 
 
 def test_the_first_search_compiles_nothing() -> None:
-    kernels.compile_all()
-    outer = (kernels.nearest, kernels.candidates, kernels.exact_products, kernels.holds)
+    compile_all()
+    outer = (
+        dense_kernels.nearest,
+        dense_kernels.exact_products,
+        lexical_kernels.candidates,
+        lexical_kernels.holds,
+    )
     before = [len(kernel.signatures) for kernel in outer]  # type: ignore[attr-defined]
     some = passages("글", 1, [["대출", "금리"], ["전세"]])
     for int8_from in (0, 1_000_000):
@@ -111,3 +119,58 @@ def test_the_first_search_compiles_nothing() -> None:
         engine.add(some, vectors(some))
         assert len(engine.search(question(["대출", "전세"])).passage_ids) == 2
     assert [len(kernel.signatures) for kernel in outer] == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("variant", ["lucene", "okapi", "l", "plus"])
+def test_leaving_out_what_cannot_be_among_the_best_changes_no_score(
+    variant: Variant,
+) -> None:
+    """Words as in language: few stand in most passages, most in few."""
+    random = np.random.default_rng(13)
+    vocabulary = np.array([f"낱말{n}" for n in range(400)])
+    chances = 1 / np.arange(1, 401)
+    words = random.choice(vocabulary, (3_000, 30), p=chances / chances.sum())
+    engine, fields = (
+        ResidentEngine(DIM, LexicalParameters(variant=variant)),
+        LexicalFields(LexicalParameters(variant=variant)),
+    )
+    some = [p for n in range(3_000) for p in passages(f"글{n}", 1, [words[n].tolist()])]
+    engine.add(some, vectors(some))
+    fields.add(range(len(some)), some)
+    place = {p.id: n for n, p in enumerate(some)}
+    left_out = False
+    for number in range(30):
+        query = question(
+            random.choice(vocabulary, 8).tolist(), mode="lexical" if number % 2 else "hybrid", candidates=20
+        )
+        assert query.terms is not None
+        exact = fields.scores(query.terms)[: len(some)].round(LEXICAL_DECIMALS)
+        found = engine.search(query)
+        at = [place[i] for i in found.passage_ids]
+        np.testing.assert_allclose(found.lexical, exact[at], rtol=0, atol=2e-9)
+        assert found.lexical_best == pytest.approx(exact.max(), abs=2e-9)
+        best = np.sort(exact)[-20]
+        assert set(np.flatnonzero(exact > best + 2e-9).tolist()) <= set(at)
+        left_out = left_out or _scored(engine, query.terms).sum() < exact.sum() - 1
+    assert left_out, "every posting was added: nothing was tried"
+
+
+def _scored(engine: ResidentEngine, terms: LexicalQuery) -> NDArray[np.float64]:
+    """What the rows were given in a search for words alone."""
+    parts, bases, shape = engine._lexical.prepared([terms])
+    scores = np.zeros(engine._lexical.morphemes.capacity)
+    masks, nothing = np.ones((1, engine.count), dtype=bool), np.zeros(0, dtype=np.intp)
+    lexical_kernels.candidates(
+        parts,
+        bases,
+        shape,
+        masks[0],
+        masks,
+        np.zeros(1, dtype=np.intp),
+        20,
+        1e9,
+        nothing,
+        np.zeros(2, dtype=np.int64),
+        scores,
+    )
+    return scores

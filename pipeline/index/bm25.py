@@ -78,7 +78,7 @@ class Formula:
 
     @property
     def shape(self) -> Scores:
-        """float64 (3,), as `kernels.add_scores` takes it: 1 for `l` else 0, k1, delta (0 where the variant has none)."""
+        """float64 (3,), as `lexical_kernels.add_scores` takes it: 1 for `l` else 0, k1, delta (0 where the variant has none)."""
         delta = self._parameters.get("delta", 0.0)
         return np.array([self.variant == "l", self._parameters["k1"], delta], dtype=np.float64)
 

@@ -150,7 +150,7 @@ class LexicalFields:
         return self.morphemes.scorer(query.asked).attainable + bigrams_ * self.parameters.bigram_weight
 
     def prepared(self, queries: Sequence[LexicalQuery | None]) -> tuple[tuple[Prepared, ...], Scores, Scores]:
-        """What `kernels.candidates` takes as `fields`, `bases` and `shape` for the queries, valid until the next change."""
+        """What `lexical_kernels.candidates` takes as `fields`, `bases` and `shape` for the queries, valid until the next change."""
         terms = [query.terms if query is not None else {} for query in queries]
         bigrams_ = [query.bigrams if query is not None else () for query in queries]
         morphemes, base = self.morphemes.prepared(terms, 1.0)

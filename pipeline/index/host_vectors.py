@@ -3,7 +3,7 @@
 The first pass reads a quarter of the bytes where the processor multiplies 8-bit integers fast (VNNI): each vector is also
 kept as int8 with a scale of its own, and torch, whose oneDNN knows these instructions, makes the products of all queries at
 once. Elsewhere, and for small matrices, it is numpy's product in float32. How much a row's int8 vector is off is known when it
-is written, so the rows that can be among the nearest are known for certain (`kernels.nearest`).
+is written, so the rows that can be among the nearest are known for certain (`dense_kernels.nearest`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index import kernels
+from pipeline.index import dense_kernels
 from pipeline.index.vectors import Masks, Nearest, Rows
 
 BLOCK_ROWS = 1 << 12  # 4 MB of float32 with 256 dimensions
@@ -96,7 +96,7 @@ class HostVectors:
         return Nearest.joined(parts)
 
     def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = kernels.exact_products(
+        found: NDArray[np.float64] = dense_kernels.exact_products(
             self._addresses, BLOCK_ROWS, vector.astype(np.float64), np.asarray(rows, dtype=np.intp)
         )
         return found
@@ -114,7 +114,7 @@ class HostVectors:
             products = self._room(blocks, len(queries), np.dtype(np.float32))
             for block in range(blocks):
                 np.matmul(queries, self._blocks[block].T, out=products[block])
-        found = kernels.nearest(
+        found = dense_kernels.nearest(
             products, scales, query_errors, self._scales, self._errors, self._addresses,
             queries.astype(np.float64), masks, mask_of, k, factor,
         )  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InvalidInput
-from pipeline.index import kernels
+from pipeline.index import lexical_kernels
 from pipeline.index.bm25 import Formula, Scores, Variant
 from pipeline.index.postings import SEGMENT_POSTINGS, Integers, Postings
 from pipeline.index.statistics import DocumentScorer, Terms, TermStatistics
@@ -186,11 +186,13 @@ class LexicalIndex:
     def held(self, terms: Terms, row: int) -> list[str]:
         """The query's terms that the document at `row` holds, in the order of the query."""
         numbers, _, known = self._statistics.query(terms)
-        return [known[place] for place in np.flatnonzero(kernels.holds(self._postings.addresses(), numbers, row))]
+        return [
+            known[place] for place in np.flatnonzero(lexical_kernels.holds(self._postings.addresses(), numbers, row))
+        ]
 
     @property
     def shape(self) -> Scores:
-        """As `kernels.candidates` takes it."""
+        """As `lexical_kernels.candidates` takes it."""
         return self._formula.shape
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -212,7 +214,7 @@ class LexicalIndex:
         self._lengths[rows] = lengths
 
     def prepared(self, queries: Sequence[Terms], weight: float) -> tuple[Prepared, Scores]:
-        """What `kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; and what
+        """What `lexical_kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; and what
         every document scores beside, float64 (len(queries),)."""
         found = [self._statistics.query(terms) for terms in queries]
         ends = np.cumsum([0, *(len(numbers) for numbers, _, _ in found)], dtype=np.int64)
@@ -226,7 +228,7 @@ class LexicalIndex:
 
     def _add_scores(self, total: Scores, terms: Terms, weight: float, matched: NDArray[np.bool_]) -> None:
         (segments, lengths, line, numbers, factors, _), bases = self.prepared([terms], weight)
-        kernels.add_scores(total, matched, segments, numbers, factors, lengths, line, self._formula.shape)
+        lexical_kernels.add_scores(total, matched, segments, numbers, factors, lengths, line, self._formula.shape)
         if bases[0]:
             total[self._postings.alive()] += bases[0]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index import kernels
+from pipeline.index import dense_kernels, lexical_kernels
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filter_columns import FilterColumns
@@ -209,7 +209,7 @@ class ResidentEngine:
         mask_of = np.array([filters.index(query.filter) for query in queries], dtype=np.intp)
         near = self._nearest(queries, masks, mask_of, k)
         fields, bases, shape = self._lexical.prepared([query.terms for query in queries])
-        rows, lexical, places, by_words, ends = kernels.candidates(
+        rows, lexical, places, by_words, ends = lexical_kernels.candidates(
             fields, bases, shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
             np.empty(self._lexical.morphemes.capacity),
         )  # fmt: skip
@@ -330,3 +330,20 @@ def _bytes_of(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 def _texts_of(data: NDArray[np.uint8]) -> list[str]:
     return data.tobytes().decode().split("\0") if len(data) else []
+
+
+def compile_all() -> None:
+    """Compiles what searches need, or reads it from disk (half a second, seconds for the first time on a machine), so that the
+    first search need not."""
+    ones, floats, ends = np.ones(1), np.ones(1, np.float32), np.zeros(2, np.int64)
+    masks, mask_of, numbers = np.ones((1, 1), np.bool_), np.zeros(1, np.intp), np.zeros(0, np.int32)
+    address = np.array([floats.__array_interface__["data"][0]])
+    for products in (np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1), np.float32)):
+        dense_kernels.nearest(
+            products, floats, floats, floats, floats, address, np.ones((1, 1)), masks, mask_of, 1, 1.0
+        )
+    dense_kernels.exact_products(address, 1, ones, mask_of)
+    segments = np.zeros((0, 6), np.int64)
+    field = (segments, np.zeros(1, np.int32), np.ones(2), numbers, np.zeros(0), ends)
+    lexical_kernels.candidates((field,) * 3, ones, np.ones(3), masks[0], masks, mask_of, 1, 1.0, mask_of, ends, ones)
+    lexical_kernels.holds(segments, numbers, 0)
