@@ -22,10 +22,8 @@ from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import Searcher
 
 _CANDIDATES = 100  # a leg of the floor, as the peers have
-_TRIES, _PAUSE_SECONDS = (
-    20,
-    0.002,
-)  # for each number of threads; a pause as long as Kiwi's work, after which threads sleep
+_TRIES = 20  # for each number of threads
+_PAUSE_SECONDS = 0.002  # between them, as long as Kiwi's work: after it threads sleep
 
 
 def yeoul(opened: Callable[[], System], material: Material, cache_dir: Path, seconds: float) -> dict[str, Any]:
