@@ -16,6 +16,7 @@ from api.audit import Auditing, AuditLog
 from api.errors import Unexpected
 from api.limits import Limits, QueueGauge, WriteRate
 from api.routes import admin, articles, console, embeddings, health, operations, search
+from api.searches import Refusing
 from api.security import Access, SecurityHeaders
 from api.service import Service
 from api.telemetry import Telemetry
@@ -77,6 +78,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_middleware(Unexpected)  # the last one added is the outermost
     app.add_middleware(Auditing, log=audit)
+    app.add_middleware(Refusing, refusal=service.refusal)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Telemetry, metrics=service.metrics)
     return app

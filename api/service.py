@@ -27,7 +27,7 @@ from api.searches import Searches
 from api.telemetry import Gauges, Metrics
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
-from pipeline.errors import InvalidQuery, NotReady, Unavailable, YeoulError
+from pipeline.errors import InvalidQuery, NotReady, Overloaded, Unavailable, YeoulError
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
@@ -142,6 +142,10 @@ class Service:
         result = await self._searches.result(request)
         self.metrics.search(result.timings, result.degraded)
         return result
+
+    def refusal(self) -> Overloaded | None:
+        """Why a search would be refused now."""
+        return self._searches.refusal()
 
     def _line(self) -> Searches:
         return Searches(self.settings.api, lambda: self.connected, self.metrics)

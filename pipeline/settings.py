@@ -132,7 +132,7 @@ class ApiSettings(_Section):
         256, ge=1, le=100_000, description="searches that may wait for their turn before more of them get 429"
     )
     search_patience_seconds: float = Field(
-        0.3, gt=0, le=60, description="longest a search waits for its turn in a crowd before it gets 429, in seconds"
+        0.15, gt=0, le=60, description="longest a search waits for its turn in a crowd before it gets 429, in seconds"
     )
     search_requires_key: bool = Field(False, description="ask a key for searching too")
     wait_seconds: float = Field(10.0, gt=0, le=120, description="longest wait of wait=true and min_seq, in seconds")

@@ -135,6 +135,19 @@ def test_of_a_crowd_who_waited_for_too_long_is_refused_instead_of_served_late() 
     assert work.batches == [[0], [3]]
 
 
+def test_nobody_joins_a_crowd_whose_first_has_waited_for_too_long() -> None:
+    with held(most=2, patience=0.05) as (made, work):
+        waiting = [made.submit(number) for number in (1, 2, 3)]
+        time.sleep(0.06)
+        with pytest.raises(Overloaded, match="3 wait"):
+            made.submit(4)
+        assert waiting[0].cancel()  # with two it is no crowd
+        joined = made.submit(5)
+        assert work.gate is not None
+        work.gate.set()
+        assert joined.result(PATIENCE) == 10
+
+
 def test_after_a_stall_those_who_fit_into_a_batch_are_served() -> None:
     with held(most=2, patience=0.05) as (made, work):
         waiting = [made.submit(number) for number in (1, 2)]

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from api.errors import documented, invalid_field
 from api.responses import Json
 from api.schemas import MAX_SEQ, Filtering, SearchAnswer
+from api.searches import SEARCH_PATH
 from api.security import KEY_OPTIONAL, check_reader
 from api.service import Service
 from pipeline.documents import parsed_time
@@ -74,7 +75,7 @@ def _documented_parameters() -> list[dict[str, Any]]:
 
 
 @router.get(
-    "/v1/search",
+    SEARCH_PATH,
     response_model=SearchAnswer,
     openapi_extra={**KEY_OPTIONAL, "parameters": _documented_parameters()},
     responses=documented(401, 422, 429, 500, 503),

@@ -95,20 +95,26 @@ class Batcher(Generic[Given, Made]):
         """How many items wait for their batch."""
         return len(self._items)
 
+    def refusal(self) -> Overloaded | None:
+        """Why nothing more is taken now: as many wait as may, or the first of a crowd has waited for too long already."""
+        items = self._items
+        late = len(items) > self._most and time.monotonic() - items[0].since > self._patience
+        return self._overloaded() if late or len(items) >= self._waiting else None
+
     def submit(self, given: Given, *, priority: int = 0) -> Future[Made]:
         """The future of what is made of `given`; cancelled before its batch, it costs nothing. Lower priorities go first.
 
-        Raises Overloaded where as many wait as may, Unavailable after `close`. The future raises what the work raises, and
+        Raises Overloaded (`refusal`), Unavailable after `close`. The future raises what the work raises, and
         Overloaded where its turn did not come in time.
         """
         item: _Item[Given, Made] = _Item(given, self._cost(given) if self._cost else 1, priority, time.monotonic())
         with self._changed:
             if self._closed:
                 raise Unavailable(f"{self._name} is not done any more", _CLOSED_HINT)
-            if len(self._items) >= self._waiting:
+            if self.refusal() is not None:
                 self._items = [waiting for waiting in self._items if not waiting.future.cancelled()]
-                if len(self._items) >= self._waiting:
-                    raise self._overloaded()
+                if (refused := self.refusal()) is not None:
+                    raise refused
             if not self._started:
                 self._started = True
                 for thread in self._threads:
