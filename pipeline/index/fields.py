@@ -169,10 +169,3 @@ class LexicalFields:
     def held(self, query: LexicalQuery, row: int) -> list[str]:
         """The terms of `query` that the passage at `row` holds, in text or title."""
         return self.morphemes.held(query.terms, row)
-
-    def scores_at(self, query: LexicalQuery, rows: NDArray[np.intp]) -> Scores:
-        """float64 (len(rows),): `scores(query)[rows]` at the cost of these rows."""
-        total = self.morphemes.scores_at(query.terms, rows)
-        total += self.bigrams.scores_at(query.bigrams, rows) * self.parameters.bigram_weight
-        total += self.title.scores_at(query.terms, rows) * self.parameters.title_weight
-        return total
