@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 TINY = np.finfo(np.float64).tiny  # keeps 0 / (0 + K) at 0 where K is 0
-_RUN = 128  # values that are looked at together before any of them by itself: most runs hold nothing that matters
+_RUN = 32  # values that are looked at together before any of them by itself: most runs hold nothing that matters
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -67,16 +67,15 @@ def threshold(values: Any, allowed: Any, k: int, above: float) -> Any:
 @compiled(boundscheck=False)
 def at_least(values: Any, allowed: Any, least: float) -> Any:
     """Rows, intp ascending, where `allowed` and `values` >= `least`."""
-    found = np.empty(len(values), np.intp)
+    found = np.empty(len(values) + 1, np.intp)
     count = 0
     for start in range(0, len(values), _RUN):
         end = min(start + _RUN, len(values))
         if _none_reaches(values[start:end], least):
             continue
         for row in range(start, end):
-            if values[row] >= least and allowed[row]:
-                found[count] = row
-                count += 1
+            found[count] = row  # written over unless it counts: no branch that nobody can foresee
+            count += values[row] >= least and allowed[row]
     return found[:count].copy()
 
 

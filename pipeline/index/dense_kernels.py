@@ -12,6 +12,8 @@ import numpy as np
 
 from pipeline.index.compiled import at_least, compiled, pointer, rounded, threshold, with_room
 
+_LANES = 64  # columns that rows are dealt to in turn
+_GROUP = 16 * _LANES  # rows of which each lane's best is kept; a block is some of them
 _FLOAT_SLACK = 1e-5  # what rounding to float32 can shift a bound near 1, with a margin
 
 
@@ -33,7 +35,7 @@ def nearest(
         near = may_be_nearest(
             products, query, query_scales[query], query_errors[query], scales, errors, masks[mask_of[query]], k
         )
-        exact = exact_products(blocks, products.shape[2], vectors[query], near)
+        exact = exact_products(blocks, products.shape[2], vectors, near, np.full(len(near), query))
         for place in range(len(exact)):
             exact[place] = rounded(exact[place], factor)
         least = -np.inf
@@ -61,35 +63,49 @@ def may_be_nearest(
     """
     length, block = len(allowed), products.shape[2]
     scale32, factor = np.float32(scale), np.float32(1.0 + query_error)
-    bounds = np.empty(length, np.float32)
-    for sign in (-1, 1):  # first below, for what the k best have at least, then above, for who may have that
-        for start in range(0, length, block):
-            end = min(start + block, length)
-            line = products[start // block, query, : end - start]
-            _bound(bounds[start:end], line, scales[start:end], errors[start:end], scale32, np.float32(sign * factor))
-        if sign < 0:
-            least = threshold(bounds, allowed, k, -np.inf) - 2.0 * query_error - _FLOAT_SLACK
-    return at_least(bounds, allowed, least)
+    bounds = np.empty(length, np.float32)  # what the products are at most
+    best = np.full((length // _GROUP + 1, _LANES), -np.inf, np.float32)  # what the best of each lane is at least
+    for start in range(0, length, _GROUP):
+        end = min(start + _GROUP, length)
+        line = products[start // block, query, start % block : start % block + end - start]
+        _bound(
+            bounds[start:end], best[start // _GROUP], line, scales[start:end], errors[start:end], allowed[start:end],
+            scale32, factor,
+        )  # fmt: skip
+    least = threshold(best.reshape(-1), np.ones(best.size, np.bool_), k, -np.inf)
+    return at_least(bounds, allowed, least - 2.0 * query_error - _FLOAT_SLACK)
 
 
 @compiled(boundscheck=False, fastmath={"contract"})
-def _bound(bounds: Any, products: Any, scales: Any, errors: Any, scale: float, factor: float) -> None:
-    for place in range(len(products)):
-        bounds[place] = np.float32(products[place]) * scale * scales[place] + factor * errors[place]
+def _bound(
+    bounds: Any, best: Any, products: Any, scales: Any, errors: Any, allowed: Any, scale: float, factor: float
+) -> None:
+    """Lane by lane, as that becomes vector instructions: the k best lanes are k different rows, so the k-th best row is no
+    worse than the k-th best lane."""
+    for start in range(0, len(products), _LANES):
+        end = min(start + _LANES, len(products))
+        line, scaled, lost, may = products[start:end], scales[start:end], errors[start:end], allowed[start:end]
+        most = bounds[start:end]
+        for lane in range(len(line)):
+            near, off = np.float32(line[lane]) * scale * scaled[lane], factor * lost[lane]
+            most[lane] = near + off
+            low = near - off if may[lane] else np.float32(-np.inf)
+            best[lane] = low if low > best[lane] else best[lane]
 
 
 @compiled(boundscheck=False, fastmath={"reassoc", "contract"})
-def exact_products(blocks: Any, block_rows: int, vector: Any, rows: Any) -> Any:
-    """float64 (len(rows),): inner products of `rows` with `vector` float64 (dim,), added up in float64.
+def exact_products(blocks: Any, block_rows: int, vectors: Any, rows: Any, owners: Any) -> Any:
+    """float64 (len(rows),): inner products of each of `rows` with that of `vectors` float64 (n, dim) that `owners` intp names,
+    added up in float64.
 
     `blocks` int64: the addresses of float32 (block_rows, dim) each.
     """
-    dim = len(vector)
+    dim = vectors.shape[1]
     found = np.empty(len(rows), np.float64)
     for place in range(len(rows)):
         row = rows[place]
         matrix = numba.carray(pointer(blocks[row // block_rows]), (block_rows, dim), np.float32)
-        line = matrix[row % block_rows]
+        line, vector = matrix[row % block_rows], vectors[owners[place]]
         total = 0.0
         for i in range(dim):
             total += line[i] * vector[i]

@@ -61,9 +61,9 @@ class DeviceVectors:
         ]
         return Nearest.joined(parts)
 
-    def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
-        lines = self._matrix[self._moved(np.asarray(rows, dtype=np.intp))].double()
-        found: NDArray[np.float64] = (lines @ self._moved(vector.astype(np.float64))).cpu().numpy()
+    def products(self, rows: Rows, vectors: FloatArray, owners: Rows) -> NDArray[np.float64]:
+        lines, asked = self._matrix[self._moved(rows)].double(), self._moved(vectors.astype(np.float64))
+        found: NDArray[np.float64] = (lines * asked[self._moved(owners)]).sum(dim=1).cpu().numpy()
         return found
 
     def _nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
@@ -83,7 +83,7 @@ class DeviceVectors:
             else:
                 chosen = found[query][values[query] >= least]
             near = np.sort(chosen[masks[mask_of[query], chosen]]).astype(np.intp)
-            exact = np.round(self.products(near, vectors[query]) * factor) / factor
+            exact = np.round(self.products(near, vectors, np.full(len(near), query)) * factor) / factor
             kept = exact >= (np.partition(exact, -k)[-k] if len(exact) > k else -np.inf)
             parts.append((near[kept], exact[kept]))
         ends = np.cumsum([0, *(len(near) for near, _ in parts)], dtype=np.int64)

@@ -82,7 +82,7 @@ class PassageScorer:
 
     @property
     def attainable(self) -> float:
-        """What `LexicalFields.attainable` gives."""
+        """What `LexicalFields.attainable` gives for the query."""
         return self.asked.attainable + self.bigrams.attainable * self.parameters.bigram_weight
 
     def scores(self, passages: Sequence[Passage]) -> Scores:
@@ -143,11 +143,11 @@ class LexicalFields:
             title=self.title.scorer(query.terms),
         )
 
-    def attainable(self, query: LexicalQuery) -> float:
-        """The lexical score of a text that says every morpheme and bigram of the query over and over, title and synonyms
-        aside."""
-        bigrams_ = self.bigrams.scorer(query.bigrams).attainable
-        return self.morphemes.scorer(query.asked).attainable + bigrams_ * self.parameters.bigram_weight
+    def attainable(self, queries: Sequence[LexicalQuery]) -> Scores:
+        """float64 (len(queries),): the lexical score of a text that says every morpheme and bigram of the query over and over,
+        title and synonyms aside."""
+        bigrams_ = self.bigrams.attainable([query.bigrams for query in queries])
+        return self.morphemes.attainable([query.asked for query in queries]) + bigrams_ * self.parameters.bigram_weight
 
     def prepared(self, queries: Sequence[LexicalQuery | None]) -> tuple[tuple[Prepared, ...], Scores, Scores]:
         """What `lexical_kernels.candidates` takes as `fields`, `bases` and `shape` for the queries, valid until the next change."""

@@ -95,9 +95,9 @@ class HostVectors:
         ]
         return Nearest.joined(parts)
 
-    def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
+    def products(self, rows: Rows, vectors: FloatArray, owners: Rows) -> NDArray[np.float64]:
         found: NDArray[np.float64] = dense_kernels.exact_products(
-            self._addresses, BLOCK_ROWS, vector.astype(np.float64), np.asarray(rows, dtype=np.intp)
+            self._addresses, BLOCK_ROWS, vectors.astype(np.float64), rows, owners
         )
         return found
 

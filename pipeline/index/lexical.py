@@ -183,6 +183,10 @@ class LexicalIndex:
         held = self._postings.counts_at(numbers, np.asarray(rows, dtype=np.intp)) > 0
         return [[known[column] for column in np.flatnonzero(line).tolist()] for line in held]
 
+    def attainable(self, queries: Sequence[Terms]) -> Scores:
+        """float64 (len(queries),): what `scorer` finds attainable for each."""
+        return self._statistics.attainable(queries)
+
     def held(self, terms: Terms, row: int) -> list[str]:
         """The query's terms that the document at `row` holds, in the order of the query."""
         numbers, _, known = self._statistics.query(terms)
@@ -216,10 +220,8 @@ class LexicalIndex:
     def prepared(self, queries: Sequence[Terms], weight: float) -> tuple[Prepared, Scores]:
         """What `lexical_kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; and what
         every document scores beside, float64 (len(queries),)."""
-        found = [self._statistics.query(terms) for terms in queries]
-        ends = np.cumsum([0, *(len(numbers) for numbers, _, _ in found)], dtype=np.int64)
-        numbers = np.concatenate([numbers for numbers, _, _ in found])
-        weights = np.concatenate([weights for _, weights, _ in found]) * weight
+        numbers, weights, ends = self._statistics.queries(queries)
+        weights *= weight
         idf = self._statistics.idf(numbers) if len(numbers) else weights
         bases = np.array([self._formula.base(weights[a:b], idf[a:b]) for a, b in pairwise(ends.tolist())])
         line = np.array(self._formula.norm_line(self.average_length))

@@ -11,7 +11,7 @@ Knows term *numbers* and rows; nothing about words, lengths or scores. Not threa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -45,10 +45,6 @@ class Segment:
     tf: NDArray[np.uint16]
     members: NDArray[np.int32]
     erased: int = 0
-    most: NDArray[np.uint16] = field(init=False)  # (t,): the largest tf that each term had when the segment was made
-
-    def __post_init__(self) -> None:
-        self.most = np.maximum.reduceat(self.tf, self.starts[:-1]) if len(self.terms) else np.zeros(0, dtype=np.uint16)
 
     @classmethod
     def from_keys(
@@ -73,7 +69,7 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.terms, self.starts, self.rows, self.tf, self.members, self.most)
+        arrays = (self.terms, self.starts, self.rows, self.tf, self.members)
         return sum(array.nbytes for array in arrays)
 
     def keys(self) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
@@ -87,11 +83,11 @@ class Segment:
 
     @property
     def addresses(self) -> list[int]:
-        """Where its arrays lie in memory, as the kernels read them: terms, how many these are, starts, rows, tf, most."""
-        terms, starts, rows, tf, most = (
-            array.__array_interface__["data"][0] for array in (self.terms, self.starts, self.rows, self.tf, self.most)
+        """Where its arrays lie in memory, as the kernels read them: terms, how many these are, starts, rows, tf."""
+        terms, starts, rows, tf = (
+            array.__array_interface__["data"][0] for array in (self.terms, self.starts, self.rows, self.tf)
         )
-        return [terms, len(self.terms), starts, rows, tf, most]
+        return [terms, len(self.terms), starts, rows, tf]
 
     def bounds(self, terms: TermNumbers) -> tuple[list[int], list[int]]:
         """Where the postings of each of `terms` start and end; equal where the segment has none."""
@@ -187,10 +183,10 @@ class Postings:
         return np.concatenate(lost) if lost else np.empty(0, dtype=np.intp)
 
     def addresses(self) -> NDArray[np.int64]:
-        """int64 (segments, 6): the addresses of all segments' arrays; they hold until the next add, removal or restore."""
+        """int64 (segments, 5): the addresses of all segments' arrays; they hold until the next add, removal or restore."""
         if self._addresses is None:
             lines = [segment.addresses for segment in self._segments.values()]
-            self._addresses = np.array(lines, dtype=np.int64).reshape(-1, 6)
+            self._addresses = np.array(lines, dtype=np.int64).reshape(-1, 5)
         return self._addresses
 
     def counts_at(self, terms: TermNumbers, rows: Integers) -> Counts:

@@ -39,12 +39,12 @@ Column = NDArray[np.float64]
 
 
 class _Proposed(NamedTuple):
-    """Rows that a leg proposes, ascending, with their lexical scores, their places among the near ones (-1: none of them), and
-    whether the words proposed them."""
+    """Rows that a leg proposes, ascending, with both scores, and which leg it was."""
 
     rows: Rows
+    dense: Column
     lexical: Column
-    places: NDArray[np.int64]
+    by_dense: Mask
     by_words: Mask
 
 
@@ -213,12 +213,39 @@ class ResidentEngine:
             fields, bases, shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
             np.empty(self._lexical.morphemes.capacity),
         )  # fmt: skip
+        dense = self._dense(queries, rows, places, ends, near.products)
+        terms = [query.terms for query in queries if query.terms is not None]
+        attainable = iter(self._lexical.attainable(terms).tolist())
         found: list[Candidates] = []
-        for number, (query, (start, end)) in enumerate(zip(queries, pairwise(ends.tolist()), strict=True)):
-            products = near.products[near.ends[number] : near.ends[number + 1]]
-            proposed = _Proposed(rows[start:end], lexical[start:end], places[start:end], by_words[start:end])
-            found.append(self._candidates(query, proposed, products, k))
+        for query, (start, end) in zip(queries, pairwise(ends.tolist()), strict=True):
+            proposed = _Proposed(
+                rows[start:end], dense[start:end], lexical[start:end], places[start:end] >= 0, by_words[start:end]
+            )
+            most = next(attainable) if query.terms is not None else 0.0
+            found.append(self._candidates(query, self._without_surplus(proposed, k), most))
         return found
+
+    def _dense(
+        self,
+        queries: Sequence[EngineQuery],
+        rows: Rows,
+        places: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        near: Column,
+    ) -> Column:
+        """float64 like `rows`: inner products, those of `near` by their `places` there (-1: none); NaN where a query has no vector."""
+        dense = np.full(len(rows), np.nan)
+        known = places >= 0
+        dense[known] = near[places[known]]
+        vectors = {number: query.vector for number, query in enumerate(queries) if query.vector is not None}
+        place_of = np.full(len(queries), -1, dtype=np.intp)  # in `vectors`
+        place_of[list(vectors)] = np.arange(len(vectors))
+        owners = np.repeat(place_of, np.diff(ends))
+        missing = ~known & (owners >= 0)
+        if missing.any():
+            products = self._vectors.products(rows[missing], np.stack(list(vectors.values())), owners[missing])
+            dense[missing] = np.round(products, DENSE_DECIMALS)
+        return dense
 
     def _nearest(self, queries: Sequence[EngineQuery], masks: Mask, mask_of: Rows, k: int) -> Nearest:
         """Of a query without a vector no row is near."""
@@ -231,17 +258,11 @@ class ResidentEngine:
         sizes[np.array(asking) + 1] = np.diff(found.ends)
         return Nearest(found.rows, found.products, np.cumsum(sizes))
 
-    def _candidates(self, query: EngineQuery, proposed: _Proposed, products: Column, k: int) -> Candidates:
-        proposed = self._without_surplus(proposed, products, k)
-        rows, places = proposed.rows, proposed.places
-        dense = np.full(len(rows), np.nan)
-        if query.vector is not None:
-            by_words = places < 0
-            dense[~by_words] = products[places[~by_words]]
-            dense[by_words] = np.round(self._vectors.products(rows[by_words], query.vector), DENSE_DECIMALS)
+    def _candidates(self, query: EngineQuery, proposed: _Proposed, attainable: float) -> Candidates:
+        rows, dense = proposed.rows, proposed.dense
         lexical = proposed.lexical if query.terms is not None else np.full(len(rows), np.nan)
         # They do not change; what stands in a row may as soon as the lock is free.
-        texts = [self._texts[row] for row in rows.tolist()]
+        texts = list(map(self._texts.__getitem__, rows.tolist()))
         return Candidates(
             passage_ids=_Each(texts, _id_of),
             article_ids=_Each(texts, _article_of),
@@ -249,24 +270,21 @@ class ResidentEngine:
             lexical=lexical,
             dense_best=float(dense.max()) if query.vector is not None and len(rows) else 0.0,
             lexical_best=float(lexical.max()) if query.terms is not None and len(rows) else 0.0,
-            lexical_attainable=self._lexical.attainable(query.terms) if query.terms is not None else 0.0,
+            lexical_attainable=attainable,
             lexical_rarest=self._rarest(query.terms, rows, lexical),
             passages=_Each(texts, _passage_of),
             articles=self._articles[rows],
         )
 
-    def _without_surplus(self, proposed: _Proposed, products: Column, k: int) -> _Proposed:
+    def _without_surplus(self, proposed: _Proposed, k: int) -> _Proposed:
         """Of the rows that tie at the end of a leg's `k` best, the first by id; seldom are there any more."""
-        by_dense = proposed.places >= 0
-        if np.count_nonzero(by_dense) <= k and np.count_nonzero(proposed.by_words) <= k:
+        if np.count_nonzero(proposed.by_dense) <= k and np.count_nonzero(proposed.by_words) <= k:
             return proposed
-        dense = np.full(len(by_dense), -np.inf)
-        dense[by_dense] = products[proposed.places[by_dense]]
-        kept = self._first(proposed.rows, by_dense, dense, k) | self._first(
+        kept = self._first(proposed.rows, proposed.by_dense, proposed.dense, k) | self._first(
             proposed.rows, proposed.by_words, proposed.lexical, k
         )
-        rows, lexical, places, by_words = proposed
-        return _Proposed(rows[kept], lexical[kept], places[kept], by_words[kept])
+        rows, dense, lexical, by_dense, by_words = proposed
+        return _Proposed(rows[kept], dense[kept], lexical[kept], by_dense[kept], by_words[kept])
 
     def _first(self, rows: Rows, of_leg: Mask, scores: Column, k: int) -> Mask:
         """Which of the leg's rows are its `k` best, by score and id."""
@@ -342,8 +360,8 @@ def compile_all() -> None:
         dense_kernels.nearest(
             products, floats, floats, floats, floats, address, np.ones((1, 1)), masks, mask_of, 1, 1.0
         )
-    dense_kernels.exact_products(address, 1, ones, mask_of)
-    segments = np.zeros((0, 6), np.int64)
+    dense_kernels.exact_products(address, 1, np.ones((1, 1)), mask_of, mask_of)
+    segments = np.zeros((0, 5), np.int64)
     field = (segments, np.zeros(1, np.int32), np.ones(2), numbers, np.zeros(0), ends)
     lexical_kernels.candidates((field,) * 3, ones, np.ones(3), masks[0], masks, mask_of, 1, 1.0, mask_of, ends, ones)
     lexical_kernels.holds(segments, numbers, 0)

@@ -91,10 +91,25 @@ class TermStatistics:
 
         Raises InvalidInput for a weight that is negative or not finite.
         """
-        weights = _checked_weights(terms)
-        known = [term for term, weight in weights.items() if weight and self.document_frequency(term)]
-        numbers = np.array([self._vocabulary[term] for term in known], dtype=np.int32)
-        return numbers, np.array([weights[term] for term in known], dtype=np.float64), known
+        numbers, weights, _ = self.queries([terms])
+        spelled = {self._vocabulary[term]: term for term in terms if term in self._vocabulary}
+        return numbers, weights, [spelled[number] for number in numbers.tolist()]
+
+    def queries(self, queries: Sequence[Terms]) -> tuple[TermNumbers, Scores, NDArray[np.int64]]:
+        """Numbers and weights as `query` gives them, for one query after the other, and where each one's end, int64 (n + 1,)."""
+        numbers, weights, ends = self._looked_up(queries)
+        kept = (self._frequencies(numbers) > 0) & (weights > 0)
+        return numbers[kept], weights[kept], np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[ends]
+
+    def attainable(self, queries: Sequence[Terms]) -> Scores:
+        """float64 (len(queries),): what a document would come to that says every term of the query over and over; a term that
+        no document holds counts as the rarest. 0.0 for a query without terms."""
+        numbers, weights, ends = self._looked_up(queries)
+        parts = _attainable(self.formula, weights, self._frequencies(numbers), self._documents, self._average_idf())
+        found, some = np.zeros(len(queries)), np.diff(ends) > 0
+        if some.any():  # summed query by query: no sum depends on what else is asked
+            found[some] = np.add.reduceat(parts, ends[:-1][some])
+        return found
 
     def idf(self, numbers: TermNumbers) -> Scores:
         """float64, like `numbers`, which some document must hold."""
@@ -112,6 +127,21 @@ class TermStatistics:
             average_length=self.average_length,
             average_idf=self._average_idf(),
         )
+
+    def _looked_up(self, queries: Sequence[Terms]) -> tuple[TermNumbers, Scores, NDArray[np.int64]]:
+        """Numbers, -1 for a term that was never met, and weights of all terms of one query after the other, and their ends."""
+        weighted = list(map(_checked_weights, queries))
+        number_of = self._vocabulary.get
+        numbers = [number_of(term, -1) for weights in weighted for term in weights]
+        weights = np.array([weight for weights in weighted for weight in weights.values()], dtype=np.float64)
+        return np.array(numbers, dtype=np.int32), weights, np.cumsum([0, *map(len, weighted)], dtype=np.int64)
+
+    def _frequencies(self, numbers: TermNumbers) -> Frequencies:
+        """Documents that hold each term; 0 for -1 and for a number that no document brought."""
+        met = (numbers >= 0) & (numbers < len(self._df))
+        found = np.zeros(len(numbers), dtype=np.int64)
+        found[met] = self._df[numbers[met]]
+        return found
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The vocabulary in the order of its numbers, frequencies and totals; `restore` takes them back."""
@@ -151,11 +181,8 @@ class DocumentScorer:
 
     @property
     def attainable(self) -> float:
-        """What a document would come to that says every term of the query over and over; a term that no document holds
-        counts as the rarest. 0.0 for a query without terms."""
-        df = np.maximum(self.df, 1)
-        idf = np.maximum(self.formula.idf(df, max(self.documents, int(df.max(initial=1))), self.average_idf), 0.0)
-        return float(self.formula.factors(self.weights, idf).sum()) * self.formula.most()
+        """What `TermStatistics.attainable` gives."""
+        return float(_attainable(self.formula, self.weights, self.df, self.documents, self.average_idf).sum())
 
     def scores(self, documents: Sequence[Sequence[str]]) -> Scores:
         """float64 (len(documents),): the score of each list of terms, as an index with these statistics gives it.
@@ -185,6 +212,13 @@ class DocumentScorer:
             if held:
                 counts[line] = np.bincount(held, minlength=len(self.columns))
         return np.minimum(counts, MAX_TF)
+
+
+def _attainable(formula: Formula, weights: Scores, df: Frequencies, documents: int, average_idf: float) -> Scores:
+    """float64 (terms,): what each term gives a document that says it over and over."""
+    df = np.maximum(df, 1)
+    idf = np.maximum(formula.idf(df, max(documents, int(df.max(initial=1))), average_idf), 0.0)
+    return formula.factors(weights, idf) * formula.most()
 
 
 def _checked_weights(terms: Terms) -> dict[str, float]:

@@ -70,8 +70,9 @@ class Vectors(Protocol):
         of them, ascending; among those that its mask allows: `mask_of` intp (n,) names a line of `masks` bool (m, rows in
         use). Products are rounded to the decimals of `factor`, a power of 10, and compared as they are then."""
 
-    def products(self, rows: Rows, vector: FloatArray) -> NDArray[np.float64]:
-        """float64 (len(rows),): inner products of `rows` with `vector` float32 (dim,), added up in float64."""
+    def products(self, rows: Rows, vectors: FloatArray, owners: Rows) -> NDArray[np.float64]:
+        """float64 (len(rows),): inner products of each of `rows` with that of `vectors` float32 (n, dim) that `owners` names,
+        added up in float64."""
 
 
 def vectors_on(device: str, dim: int) -> Vectors:
