@@ -121,6 +121,7 @@ def _told(error: YeoulError, status: int) -> str:
 
 def _shown(hit: Hit, form: dict[str, str]) -> ShownHit:
     passage = hit.passage
+    matched = hit.matched_terms
     return ShownHit(
         title=passage.title or hit.article_id,
         url=passage.url if passage.url and passage.url.lower().startswith(("https://", "http://")) else "",
@@ -131,8 +132,8 @@ def _shown(hit: Hit, form: dict[str, str]) -> ShownHit:
         score=hit.score,
         parts=_parts(hit),
         boosts=tuple(hit.boosts.items()),
-        terms=hit.matched_terms[:_MAX_TERMS],
-        more_terms=max(0, len(hit.matched_terms) - _MAX_TERMS),
+        terms=tuple(matched[:_MAX_TERMS]),
+        more_terms=max(0, len(matched) - _MAX_TERMS),
     )
 
 

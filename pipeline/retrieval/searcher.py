@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
@@ -40,17 +41,23 @@ class FusionParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """An article in a result. `alpha` is the weight of the dense leg in this answer, `evidence` what it was adapted to; `boosts` are factors by name."""
+    """An article in a result. `weights` are the query's terms; `alpha` is the weight of the dense leg in this answer, `evidence`
+    what it was adapted to; `boosts` are factors by name."""
 
     article_id: str
     passage: Passage
     scored: ScoredPassage
     others: tuple[ScoredPassage, ...]
     snippet: str
-    matched_terms: tuple[str, ...]
+    weights: Mapping[str, float] = field(repr=False)
     alpha: float
     evidence: float
     boosts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def matched_terms(self) -> list[str]:
+        """The query's terms that stand in the passage's text or title, in the order of the query."""
+        return matched_terms(self.passage, self.weights)
 
     @property
     def score(self) -> float:
@@ -209,19 +216,15 @@ class Searcher:
 
     def _hits(self, pages: Sequence[_Page]) -> list[tuple[Hit, ...]]:
         """The hits of each page. The sentences that are looked for by their meaning are encoded for all together."""
-        matched = [{i: matched_terms(p, one.weights) for i, p in one.passages.items()} for one in pages]
         unmatched = [
             (number, p)
             for number, one in enumerate(pages)
-            for i, p in one.passages.items()
-            if not set(matched[number][i]) & set(p.terms)
+            for p in one.passages.values()
+            if one.weights.keys().isdisjoint(p.terms)
         ]
         likely = self._likely_sentences(unmatched, [one.question.vector for one in pages])
         return [
-            tuple(
-                _hit(article, one, matched[number], likely.get((number, article.best.passage_id)))
-                for article in one.shown
-            )
+            tuple(_hit(article, one, likely.get((number, article.best.passage_id))) for article in one.shown)
             for number, one in enumerate(pages)
         ]
 
@@ -230,23 +233,21 @@ class Searcher:
     ) -> dict[tuple[int, str], Span]:
         """Of each passage found by its meaning alone, the sentence nearest to the query; by the query's number in `vectors`
         and the passage's id."""
-        spans = [
-            (number, vector, p, span)
-            for number, p in unmatched
-            if (vector := vectors[number]) is not None and vector.any()
-            for span in p.sentence_spans
-        ]
+        asked = [(number, p) for number, p in unmatched if (vector := vectors[number]) is not None and vector.any()]
+        spans = [(number, vectors[number], p, span) for number, p in asked for span in p.sentence_spans]
         if not spans:
             return {}
         try:
             if isinstance(self._encoder, TermEncoder):
-                sentences = self._encoder.encode_terms([_terms_within(p, span) for _, _, p, span in spans])
+                sentences = self._encoder.encode_terms([terms for _, p in asked for terms in _terms_of_sentences(p)])
             else:
                 sentences = self._encoder.encode_passages([p.text[start:end] for _, _, p, (start, end) in spans])
         except ENCODER_ERRORS:
             log.exception("the sentences of the hits could not be encoded: snippets show their beginnings")
             return {}
-        nearness = np.einsum("ij,ij->i", sentences, np.stack([vector for _, vector, _, _ in spans])).tolist()
+        nearness = np.einsum(
+            "ij,ij->i", sentences, np.stack([vector for _, vector, _, _ in spans if vector is not None])
+        ).tolist()
         likely: dict[tuple[int, str], tuple[float, Span]] = {}
         for (number, _, passage, span), near in zip(spans, nearness, strict=True):
             if (number, passage.id) not in likely or near > likely[number, passage.id][0]:
@@ -273,7 +274,7 @@ class _Page:
         return self.question.terms.terms if self.question.terms is not None else {}
 
 
-def _hit(article: RankedArticle, of: _Page, matched: Mapping[str, Sequence[str]], likely: Span | None) -> Hit:
+def _hit(article: RankedArticle, of: _Page, likely: Span | None) -> Hit:
     passage = of.passages[article.best.passage_id]
     return Hit(
         article_id=article.article_id,
@@ -281,15 +282,21 @@ def _hit(article: RankedArticle, of: _Page, matched: Mapping[str, Sequence[str]]
         scored=article.best,
         others=article.others,
         snippet=snippet(passage, of.weights, likely=likely),
-        matched_terms=tuple(matched[article.best.passage_id]),
+        weights=of.weights,
         alpha=of.fused.alpha,
         evidence=of.fused.evidence,
     )
 
 
-def _terms_within(passage: Passage, span: Span) -> list[str]:
-    start, end = span
-    return [term for term, at in zip(passage.terms, passage.term_spans, strict=True) if start <= at[0] and at[1] <= end]
+def _terms_of_sentences(passage: Passage) -> list[list[str]]:
+    """The terms within each sentence."""
+    terms: list[list[str]] = [[] for _ in passage.sentence_spans]
+    starts = [start for start, _ in passage.sentence_spans]
+    for term, (start, end) in zip(passage.terms, passage.term_spans, strict=True):
+        number = bisect_right(starts, start) - 1
+        if number >= 0 and end <= passage.sentence_spans[number][1]:
+            terms[number].append(term)
+    return terms
 
 
 class _Watch:

@@ -54,7 +54,7 @@ def _item(hit: Hit, *, explain: bool) -> dict[str, Any]:
             "alpha": _rounded(hit.alpha),
             "lexical_evidence": _rounded(hit.evidence),
             "boosts": dict(hit.boosts),
-            "matched_terms": list(hit.matched_terms),
+            "matched_terms": hit.matched_terms,
         }
     return item
 
