@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from pipeline import memory
 from pipeline.documents import CANARY
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.follower import Follower
@@ -142,6 +143,7 @@ class Connected:
         if not self._resume(self._snapshot):
             self.follower.load(on_progress)
             self.save()
+        memory.give_back()
 
     def load_beside(self, rest: Callable[[int], None], ended: threading.Event) -> None:
         """Fills the engine beside searches of another collection: in a process of its own where that may open the collection,

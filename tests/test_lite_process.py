@@ -191,3 +191,23 @@ def test_a_folder_that_cannot_be_used_is_said_and_tried_again(folder: Path) -> N
 
         until(ready, _PATIENCE, "it is not tried again")
         opened(folder).close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps of memory are looked at on Linux only")
+def test_the_vectors_of_a_flat_index_are_mapped_not_read(folder: Path) -> None:
+    passages = [passage(f"느시-{n}") for n in range(_ROWS)]
+    vectors = vectors_for(_ROWS)
+    for _ in range(2):  # the index is built and written, then found on disk
+        with lite.apart(folder) as process:
+            collection = opened(folder)
+            collection.upsert(passages, vectors)
+            collection.flush()
+            collection.close()
+    with lite.apart(folder) as process:
+        collection = opened(folder)
+        ids, products = collection.search_dense(vectors[7], 3)
+        maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
+        collection.close()
+    assert ids[0] == passages[7].id
+    assert products[0] == pytest.approx(1.0, abs=1e-5)
+    assert ".flat.idx" in maps

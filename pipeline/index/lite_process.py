@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
+import numpy as np
 import orjson
 
 from pipeline.children import started
@@ -28,6 +29,7 @@ from pipeline.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from milvus_lite.db import MilvusLite
+    from milvus_lite.index.brute_force import BruteForceIndex
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +185,10 @@ def _opened(folder: str) -> MilvusLite:
     """Every collection is open and loaded before anybody asks: two who ask for one at once would open it twice, and who had
     loaded it does not know that this is a new process."""
     from milvus_lite.db import MilvusLite  # noqa: PLC0415 - it takes a second
+    from milvus_lite.index.brute_force import BruteForceIndex  # noqa: PLC0415
 
+    # A flat index on disk is the vectors once more, which the rows have: as a map it takes no memory until it is searched.
+    BruteForceIndex.load = classmethod(_mapped)
     store = MilvusLite(folder)
     for name in store.list_collections():
         try:
@@ -191,6 +196,14 @@ def _opened(folder: str) -> MilvusLite:
         except Exception:
             log.exception("the collection %s cannot be opened", name)
     return store
+
+
+def _mapped(index: type[BruteForceIndex], path: str, metric: str, dim: int) -> BruteForceIndex:
+    """What `BruteForceIndex.load` gives."""
+    vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"the index {path} should be of shape (rows, {dim}), is {vectors.shape}")
+    return index(vectors, metric)
 
 
 def _serving(store: MilvusLite, socket: str, at_work: ThreadPoolExecutor) -> grpc.Server:
