@@ -19,8 +19,8 @@ _FLOAT_SLACK = 1e-5  # what rounding to float32 can shift a bound near 1, with a
 
 @compiled(boundscheck=False)
 def nearest(
-    products: Any, query_scales: Any, query_errors: Any, scales: Any, errors: Any, blocks: Any, block_rows: int, vectors: Any,
-    masks: Any, mask_of: Any, k: int, factor: float,
+    products: Any, query_scales: Any, query_errors: Any, scales: Any, errors: Any, blocks: Any, vectors: Any, masks: Any,
+    mask_of: Any, k: int, factor: float,
 ) -> Any:  # fmt: skip
     """The `k` nearest rows of each query, with all that tie with the last one: rows intp ascending, their inner products
     float64 rounded by `factor`, both for one query after the other, and where each query's end, int64 (queries + 1,).
@@ -33,10 +33,9 @@ def nearest(
     ends = np.zeros(queries + 1, np.int64)
     for query in range(queries):
         near = may_be_nearest(
-            products, block_rows, query, queries, query_scales[query], query_errors[query], scales, errors,
-            masks[mask_of[query]], k,
-        )  # fmt: skip
-        exact = exact_products(blocks, block_rows, vectors, near, np.full(len(near), query))
+            products, query, query_scales[query], query_errors[query], scales, errors, masks[mask_of[query]], k
+        )
+        exact = exact_products(blocks, products.shape[2], vectors, near, np.full(len(near), query))
         for place in range(len(exact)):
             exact[place] = rounded(exact[place], factor)
         least = -np.inf
@@ -54,24 +53,21 @@ def nearest(
 
 @compiled(boundscheck=False)
 def may_be_nearest(
-    products: Any, block_rows: int, query: int, queries: int, scale: float, query_error: float, scales: Any, errors: Any,
-    allowed: Any, k: int,
-) -> Any:  # fmt: skip
+    products: Any, query: int, scale: float, query_error: float, scales: Any, errors: Any, allowed: Any, k: int
+) -> Any:
     """Rows, intp ascending, that may be among the `k` ones of `allowed`, bool (rows,), with the largest inner products.
 
-    `products` of what stands for the queries and for the rows: (queries, rows) of one block after the other, each of
-    `block_rows` rows but the last one. Times `scale` and `scales` float32 by row they are near the inner products. What stands for the unit query is off by `query_error`, for a unit row by
+    `products` (blocks, queries, rows of a block) of what stands for a query and for the rows; times `scale` and `scales`
+    float32 by row they are near the inner products. What stands for the unit query is off by `query_error`, for a unit row by
     `errors` float32 by row, so a product by no more than errors + (1 + errors) query_error.
     """
-    length = len(allowed)
+    length, block = len(allowed), products.shape[2]
     scale32, factor = np.float32(scale), np.float32(1.0 + query_error)
     bounds = np.empty(length, np.float32)  # what the products are at most
     best = np.full((length // _GROUP + 1, _LANES), -np.inf, np.float32)  # what the best of each lane is at least
     for start in range(0, length, _GROUP):
         end = min(start + _GROUP, length)
-        first = start - start % block_rows  # row of the block
-        place = first * queries + query * min(block_rows, length - first) + start - first
-        line = products[place : place + end - start]
+        line = products[start // block, query, start % block : start % block + end - start]
         _bound(
             bounds[start:end], best[start // _GROUP], line, scales[start:end], errors[start:end], allowed[start:end],
             scale32, factor,

@@ -9,9 +9,8 @@ is written, so the rows that can be among the nearest are known for certain (`de
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.encoding.encoder import FloatArray
 from pipeline.index import dense_kernels
 from pipeline.index.vectors import Masks, Nearest, Rows
 
-BLOCK_ROWS = 1 << 15  # 32 MB of float32 with 256 dimensions, of which the system gives what is written to
+BLOCK_ROWS = 1 << 12  # 4 MB of float32 with 256 dimensions
 # Below, float32 takes no longer than what torch, a second and 200 MB of memory when it is first imported, would save.
 INT8_FROM_ROWS = 20_000
 _FLOAT_ERROR = 1e-5  # of a product of unit vectors in float32, far above what the order of the additions makes
@@ -30,7 +29,7 @@ _LEVELS = 127  # of int8, either side of 0
 
 _NO_PRODUCTS = np.zeros(0, dtype=np.int32)
 
-IntProducts = Callable[[NDArray[np.int8], Sequence[NDArray[np.int8]], Sequence[NDArray[np.int32]]], None]
+IntProducts = Callable[[NDArray[np.int8], NDArray[np.int8], NDArray[np.int32]], None]
 
 
 class HostVectors:
@@ -39,7 +38,6 @@ class HostVectors:
     def __init__(self, dim: int, *, int8_from: int = INT8_FROM_ROWS) -> None:
         self._dim = dim
         self._int8_from = int8_from
-        self._reserved = 0  # rows
         self._blocks: list[FloatArray] = []
         self._addresses = np.zeros(0, dtype=np.int64)
         self._coarse: list[NDArray[np.int8]] = []  # by block, where the first pass is in int8
@@ -57,21 +55,19 @@ class HostVectors:
 
     @property
     def nbytes(self) -> int:
-        a_row = self._dim * (np.float32().nbytes + (np.int8().nbytes if self._coarse else 0))
-        return self._reserved * a_row + self._scales.nbytes + self._errors.nbytes
+        matrices = sum(block.nbytes for block in self._blocks) + sum(block.nbytes for block in self._coarse)
+        return matrices + self._scales.nbytes + self._errors.nbytes
 
     def reserve(self, capacity: int) -> None:
-        before, self._reserved = len(self._blocks), max(self._reserved, capacity)
         while self.capacity < capacity:
             self._blocks.append(np.zeros((BLOCK_ROWS, self._dim), dtype=np.float32))
             self._scales = np.append(self._scales, np.ones(BLOCK_ROWS, dtype=np.float32))
             self._errors = np.append(self._errors, np.full(BLOCK_ROWS, _FLOAT_ERROR, dtype=np.float32))
         self._addresses = np.array([b.__array_interface__["data"][0] for b in self._blocks], dtype=np.int64)
-        if self._reserved >= self._int8_from and _int_products() is not None:
+        if self.capacity >= self._int8_from and _int_products() is not None:
             for block in range(len(self._coarse), len(self._blocks)):
                 self._coarse.append(np.zeros((BLOCK_ROWS, self._dim), dtype=np.int8))
-                if block < before:  # there may be something in it
-                    self._coarsen(block, np.arange(BLOCK_ROWS))
+                self._coarsen(block, np.arange(BLOCK_ROWS))
 
     def put(self, rows: Rows, vectors: FloatArray) -> None:
         for block, places, chosen in _by_block(rows):
@@ -91,9 +87,10 @@ class HostVectors:
         return np.concatenate(self._blocks[: -(-end // BLOCK_ROWS)] or self._blocks[:1])[:end]
 
     def nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
-        at_once = max(1, _MOST_PRODUCTS_BYTES // (masks.shape[1] * 4))
+        blocks = -(-masks.shape[1] // BLOCK_ROWS)
+        at_once = max(1, _MOST_PRODUCTS_BYTES // (max(1, blocks) * BLOCK_ROWS * 4))
         parts = [
-            self._nearest(vectors[start : start + at_once], masks, mask_of[start : start + at_once], k, factor)
+            self._nearest(vectors[start : start + at_once], blocks, masks, mask_of[start : start + at_once], k, factor)
             for start in range(0, len(vectors), at_once)
         ]
         return Nearest.joined(parts)
@@ -104,41 +101,32 @@ class HostVectors:
         )
         return found
 
-    def _nearest(self, vectors: FloatArray, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
-        rows = masks.shape[1]
+    def _nearest(self, vectors: FloatArray, blocks: int, masks: Masks, mask_of: Rows, k: int, factor: float) -> Nearest:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        scales, errors = np.ones(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.float32)
+        scales, query_errors = np.ones(len(queries), dtype=np.float32), np.zeros(len(queries), dtype=np.float32)
         multiply = _int_products()
         if self._coarse and multiply is not None:
-            coarse, scales, errors = _coarsened(queries)
-            products = self._room(rows * len(queries), np.dtype(np.int32))
-            multiply(coarse, *self._first_pass(self._coarse, rows, products))
+            coarse, scales, query_errors = _coarsened(queries)
+            products = self._room(blocks, len(queries), np.dtype(np.int32))
+            for block in range(blocks):
+                multiply(coarse, self._coarse[block], products[block])
         else:
-            products = self._room(rows * len(queries), np.dtype(np.float32))
-            for block, out in zip(*self._first_pass(self._blocks, rows, products), strict=True):
-                np.matmul(queries, block.T, out=out)
+            products = self._room(blocks, len(queries), np.dtype(np.float32))
+            for block in range(blocks):
+                np.matmul(queries, self._blocks[block].T, out=products[block])
         found = dense_kernels.nearest(
-            products, scales, errors, self._scales, self._errors, self._addresses, BLOCK_ROWS,
+            products, scales, query_errors, self._scales, self._errors, self._addresses,
             queries.astype(np.float64), masks, mask_of, k, factor,
         )  # fmt: skip
         return Nearest(*found)
 
-    def _first_pass(
-        self, blocks: Sequence[NDArray[Any]], rows: int, products: NDArray[Any]
-    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-        """The first `rows` rows of the blocks, and where in `products` the (queries, rows) of each go."""
-        queries, ends = len(products) // rows, [*range(BLOCK_ROWS, rows, BLOCK_ROWS), rows]
-        return (
-            [block[: end - start] for block, (start, end) in zip(blocks, pairwise([0, *ends]), strict=False)],
-            [products[start * queries : end * queries].reshape(queries, -1) for start, end in pairwise([0, *ends])],
-        )
-
-    def _room(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """(size,) to write to; memory that was used before, as the system gives new memory slowly."""
+    def _room(self, blocks: int, queries: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """(blocks, queries, BLOCK_ROWS) to write to; memory that was used before, as the system gives new memory slowly."""
+        size = blocks * queries * BLOCK_ROWS
         memory: NDArray[np.int32] = getattr(self._of_thread, "products", _NO_PRODUCTS)
         if len(memory) < size:
             memory = self._of_thread.products = np.empty(size, dtype=np.int32)
-        return memory[:size].view(dtype)
+        return memory[:size].view(dtype).reshape(blocks, queries, BLOCK_ROWS)
 
     def _coarsen(self, block: int, places: Rows) -> None:
         coarse, scales, errors = _coarsened(self._blocks[block][places])
@@ -169,8 +157,7 @@ def _by_block(rows: Rows) -> list[tuple[int, Rows, Rows]]:
 
 @cache
 def _int_products() -> IntProducts | None:
-    """Products of int8 (n, dim) with each of int8 (rows, dim) into the int32 (n, rows) like it, where this processor is fast
-    at it."""
+    """Products of int8 (n, dim) with int8 (rows, dim) into int32 (n, rows), where this processor is fast at it."""
     try:
         import torch  # noqa: PLC0415 - only where there is something to gain
 
@@ -181,16 +168,12 @@ def _int_products() -> IntProducts | None:
     if not supported:
         return None
 
-    def multiply(
-        queries: NDArray[np.int8], blocks: Sequence[NDArray[np.int8]], outs: Sequence[NDArray[np.int32]]
-    ) -> None:
+    def multiply(queries: NDArray[np.int8], block: NDArray[np.int8], out: NDArray[np.int32]) -> None:
         # By one thread: two that share a block wait for each other longer than they work, on a busy machine by far.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            asked = torch.from_numpy(queries)
-            for block, out in zip(blocks, outs, strict=True):
-                int_mm(asked, torch.from_numpy(block).T, out=torch.from_numpy(out))
+            int_mm(torch.from_numpy(queries), torch.from_numpy(block).T, out=torch.from_numpy(out))
         finally:
             torch.set_num_threads(threads)
 

@@ -356,9 +356,9 @@ def compile_all() -> None:
     ones, floats, ends = np.ones(1), np.ones(1, np.float32), np.zeros(2, np.int64)
     masks, mask_of, numbers = np.ones((1, 1), np.bool_), np.zeros(1, np.intp), np.zeros(0, np.int32)
     address = np.array([floats.__array_interface__["data"][0]])
-    for products in (np.zeros(1, np.int32), floats):
+    for products in (np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1), np.float32)):
         dense_kernels.nearest(
-            products, floats, floats, floats, floats, address, 1, np.ones((1, 1)), masks, mask_of, 1, 1.0
+            products, floats, floats, floats, floats, address, np.ones((1, 1)), masks, mask_of, 1, 1.0
         )
     dense_kernels.exact_products(address, 1, np.ones((1, 1)), mask_of, mask_of)
     segments = np.zeros((0, 5), np.int64)

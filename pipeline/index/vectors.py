@@ -51,7 +51,7 @@ class Vectors(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows there is room for, and of what is derived from them."""
+        """Bytes of the matrix and of what is derived from it."""
 
     def reserve(self, capacity: int) -> None:
         """Makes room for rows below `capacity`; what is there stays where it is."""
