@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.index import compiled, dense_kernels, lexical_kernels
+from pipeline.index import compiled, dense_kernels, int8_kernels, lexical_kernels
 from pipeline.index.bm25 import Variant
 from pipeline.index.engine import LEXICAL_DECIMALS
 from pipeline.index.fields import LexicalFields, LexicalParameters
@@ -66,6 +66,35 @@ def test_the_nearest_are_those_of_a_product_in_double_precision(
         np.testing.assert_array_equal(found.products[start:end], exact[wanted])
 
 
+@pytest.mark.skipif(not int8_kernels.available(), reason="a processor with AVX-512 VNNI is needed")
+@pytest.mark.parametrize("dim", [1, 4, 7, 256])
+def test_products_of_8_bit_integers_are_exact(dim: int) -> None:
+    """The largest numbers of both signs among them, any number of queries at once."""
+    random = np.random.default_rng(dim)
+    rows = random.integers(-int8_kernels.LEVELS, int8_kernels.LEVELS + 1, (128, dim)).astype(np.int8)
+    rows[:2] = [[int8_kernels.LEVELS], [-int8_kernels.LEVELS]]
+    blocks = [int8_kernels.empty_block(128, dim) for _ in range(2)]
+    order = random.permutation(128)
+    int8_kernels.put(blocks[1], order[:50], rows[order[:50]])
+    int8_kernels.put(blocks[1], order[50:], rows[order[50:]])
+    addresses = np.array([block.__array_interface__["data"][0] for block in blocks])
+    for queries in (1, 3, 4, 9):
+        asked = rows[random.integers(0, 128, queries)]
+        out = np.empty((2, queries, 128), dtype=np.int32)
+        int8_kernels.multiply(asked, addresses, out)
+        np.testing.assert_array_equal(out[1], asked.astype(np.int32) @ rows.T.astype(np.int32))
+        assert not out[0].any()
+
+
+def test_what_8_bits_lose_is_known() -> None:
+    rows = _unit(np.random.default_rng(1), 200, 33)
+    coarse, scales, errors = int8_kernels.coarsened(rows)
+    lost = rows.astype(np.float64) - coarse * scales[:, None].astype(np.float64)
+    np.testing.assert_allclose(errors, np.linalg.norm(lost, axis=1), atol=1e-6)
+    assert errors.max() < 0.02
+    assert not coarse[~rows.any(axis=1)].any()
+
+
 def test_room_for_more_moves_nothing_and_rows_are_read_back() -> None:
     random = np.random.default_rng(3)
     matrix, rows = HostVectors(8, int8_from=5_000), _unit(random, 9_000, 8)
@@ -110,6 +139,8 @@ def test_the_first_search_compiles_nothing() -> None:
         dense_kernels.exact_products,
         lexical_kernels.candidates,
         lexical_kernels.holds,
+        int8_kernels.coarsened,
+        int8_kernels._multiply,
     )
     before = [len(kernel.signatures) for kernel in outer]  # type: ignore[attr-defined]
     some = passages("글", 1, [["대출", "금리"], ["전세"]])

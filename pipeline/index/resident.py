@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index import dense_kernels, lexical_kernels
+from pipeline.index import dense_kernels, int8_kernels, lexical_kernels
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions
 from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
 from pipeline.index.filter_columns import FilterColumns
@@ -361,6 +361,9 @@ def compile_all() -> None:
             products, floats, floats, floats, floats, address, np.ones((1, 1)), masks, mask_of, 1, 1.0
         )
     dense_kernels.exact_products(address, 1, np.ones((1, 1)), mask_of, mask_of)
+    if int8_kernels.available():
+        coarse, _, _ = int8_kernels.coarsened(np.ones((1, 1), np.float32))
+        int8_kernels.multiply(coarse, np.zeros(0, np.int64), np.zeros((0, 1, 64), np.int32))
     segments = np.zeros((0, 5), np.int64)
     field = (segments, np.zeros(1, np.int32), np.ones(2), numbers, np.zeros(0), ends)
     lexical_kernels.candidates((field,) * 3, ones, np.ones(3), masks[0], masks, mask_of, 1, 1.0, mask_of, ends, ones)
