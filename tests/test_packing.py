@@ -13,6 +13,9 @@ from pipeline.index.packing import packed, unpacked
 _SPANS = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), max_size=8).map(tuple)
 _TEXT = st.text(max_size=40)
 _TEXTS = st.lists(_TEXT, max_size=8).map(tuple)
+_TERMS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" "), min_size=1, max_size=10), max_size=8
+).map(tuple)
 
 _PASSAGES = st.builds(
     Passage,
@@ -21,7 +24,7 @@ _PASSAGES = st.builds(
     ordinal=st.integers(0, 10**6),
     title=_TEXT,
     text=_TEXT,
-    terms=_TEXTS,
+    terms=_TERMS,
     term_spans=_SPANS,
     title_terms=_TEXTS,
     sentence_spans=_SPANS,

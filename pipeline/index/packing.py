@@ -1,13 +1,18 @@
-"""Passages as bytes, for keeping many of them in memory: compressed JSON, a third of the size of the objects."""
+"""Passages as bytes, for keeping many of them in memory: compressed JSON, a quarter of the size of the objects.
+
+LZ4 and not zlib, which makes little less of so short texts and takes ten times as long.
+"""
 
 from __future__ import annotations
 
-import zlib
-from itertools import chain
-
 import orjson
+from pyarrow import Codec
 
-from pipeline.documents import Passage, Span, parsed_time
+from pipeline.documents import Passage, parsed_time
+from pipeline.index.rows import differences, spans
+
+_LZ4 = Codec("lz4_raw")
+_SIZE_BYTES = 4  # of the JSON: it stands before what is compressed, which does not tell it
 
 
 def packed(passage: Passage) -> bytes:
@@ -19,10 +24,10 @@ def packed(passage: Passage) -> bytes:
         passage.ordinal,
         passage.title,
         passage.text,
-        passage.terms,
-        list(chain.from_iterable(passage.term_spans)),
+        " ".join(passage.terms),
+        *differences(passage.term_spans),
         passage.title_terms,
-        list(chain.from_iterable(passage.sentence_spans)),
+        *differences(passage.sentence_spans),
         passage.url,
         passage.category,
         passage.series,
@@ -31,13 +36,17 @@ def packed(passage: Passage) -> bytes:
         published,
         passage.quality,
     ]
-    return zlib.compress(orjson.dumps(fields), level=1)
+    data = orjson.dumps(fields)
+    compressed: bytes = _LZ4.compress(data, asbytes=True)
+    return len(data).to_bytes(_SIZE_BYTES, "little") + compressed
 
 
 def unpacked(data: bytes) -> Passage:
     """The passage that `packed` made `data` of."""
-    fields = orjson.loads(zlib.decompress(data))
-    article_id, revision, ordinal, title, text, terms, term_spans, title_terms, sentence_spans, *rest = fields
+    size = int.from_bytes(data[:_SIZE_BYTES], "little")
+    fields = orjson.loads(_LZ4.decompress(data[_SIZE_BYTES:], size, asbytes=True))
+    article_id, revision, ordinal, title, text, terms, starts, lengths, *rest = fields
+    title_terms, sentence_starts, sentence_lengths, *rest = rest
     url, category, series, tags, source, published, quality = rest
     return Passage(
         article_id=article_id,
@@ -45,10 +54,10 @@ def unpacked(data: bytes) -> Passage:
         ordinal=ordinal,
         title=title,
         text=text,
-        terms=tuple(terms),
-        term_spans=_pairs(term_spans),
+        terms=tuple(terms.split(" ")) if terms else (),
+        term_spans=spans(starts, lengths),
         title_terms=tuple(title_terms),
-        sentence_spans=_pairs(sentence_spans),
+        sentence_spans=spans(sentence_starts, sentence_lengths),
         url=url,
         category=category,
         series=series,
@@ -57,8 +66,3 @@ def unpacked(data: bytes) -> Passage:
         published_at=parsed_time(published),
         quality=quality,
     )
-
-
-def _pairs(flat: list[int]) -> tuple[Span, ...]:
-    numbers = iter(flat)
-    return tuple(zip(numbers, numbers, strict=True))

@@ -121,9 +121,9 @@ def passage_of(row: Mapping[str, Any]) -> Passage:
         title=row["title"],
         text=row["text"],
         terms=tuple(terms.split(" ")) if terms else (),
-        term_spans=_spans(starts, lengths),
+        term_spans=spans(starts, lengths),
         title_terms=tuple(title_terms),
-        sentence_spans=_spans(sentence_starts, sentence_lengths),
+        sentence_spans=spans(sentence_starts, sentence_lengths),
         url=decoded(row["url"]),
         category=decoded(row["category"]),
         series=decoded(row["series"]),
@@ -158,19 +158,20 @@ def parts_of(stored_id: str) -> tuple[str, int, int]:
 
 
 def _analysis(passage: Passage) -> str:
-    starts, lengths = _differences(passage.term_spans)
-    sentence_starts, sentence_lengths = _differences(passage.sentence_spans)
+    starts, lengths = differences(passage.term_spans)
+    sentence_starts, sentence_lengths = differences(passage.sentence_spans)
     return orjson.dumps([starts, lengths, sentence_starts, sentence_lengths, passage.title_terms]).decode()
 
 
-def _differences(spans: tuple[Span, ...]) -> tuple[list[int], list[int]]:
+def differences(spans: tuple[Span, ...]) -> tuple[list[int], list[int]]:
     """How far each span starts after the one before it (negative for a part after its whole), and its length."""
     starts = [start for start, _ in spans]
     return [a - b for a, b in zip(starts, [0, *starts], strict=False)], [end - start for start, end in spans]
 
 
-def _spans(differences: list[int], lengths: list[int]) -> tuple[Span, ...]:
-    starts = list(accumulate(differences))
+def spans(distances: list[int], lengths: list[int]) -> tuple[Span, ...]:
+    """The spans of which `differences` gave these."""
+    starts = list(accumulate(distances))
     return tuple(zip(starts, map(add, starts, lengths), strict=True))
 
 

@@ -20,7 +20,7 @@ from pipeline.index.resident import ResidentEngine
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the arrays: raise it with every change of what `ResidentEngine.state` gives
+_FORMAT = 3  # of the arrays: raise it with every change of what `ResidentEngine.state` gives
 _HEADER = "yeoul"
 
 
