@@ -233,6 +233,17 @@ def test_dense_scores_are_the_inner_products(opened: Opener, index: str) -> None
             assert len(set(ids) & {passages[n].id for n in best}) >= 18  # HNSW is approximate
 
 
+def test_pymilvus_gives_vectors_as_arrays(collection: Collection) -> None:
+    """It took an argument of its own for that, which it would leave unread without a word if it went away."""
+    vectors = vectors_for(3)
+    collection.upsert([passage(f"p{n}") for n in range(3)], vectors)
+    rows = collection._rows([f"p{n}#1#0" for n in range(3)], ["id", "dense"])
+    for row in rows:
+        assert isinstance(row["dense"], np.ndarray)
+        assert row["dense"].dtype == np.float32
+        np.testing.assert_array_equal(row["dense"], vectors[int(row["id"][1])])
+
+
 def test_a_search_returns_no_more_than_there_is(collection: Collection) -> None:
     collection.upsert([passage("하나")], vectors_for(1))
     assert collection.search_dense(vectors_for(1)[0], 100)[0] == ["하나#1#0"]

@@ -290,6 +290,7 @@ class Collection:
                 consistency_level=level,
                 limit=limit,
                 timeout=_WRITE_SECONDS if self._folder else READ_SECONDS,  # there it waits for its turn
+                strict_float32=True,  # vectors as numpy's, all of an answer at once, instead of lists of Python's numbers
             )
         return list(found)
 
