@@ -15,7 +15,7 @@ from api.errors import answer
 from api.telemetry import Metrics
 from pipeline.connected import Connected
 from pipeline.encoding.batcher import Batcher
-from pipeline.errors import Overloaded
+from pipeline.errors import NotReady, Overloaded
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import ApiSettings
@@ -41,18 +41,23 @@ class Searches:
         return self._in_memory.waiting + self._by_milvus.waiting
 
     def refusal(self) -> Overloaded | None:
-        """Why a search would be refused now."""
-        return self._in_memory.refusal()
+        """Why a search would be refused now; None where nothing is open yet: its own answer says why."""
+        try:
+            return self._in_force().refusal()
+        except NotReady:
+            return None
 
     async def result(self, request: SearchRequest) -> SearchResult:
         """What `Searcher.search` gives or raises; whoever gives up waiting for it is not searched for. Raises Overloaded."""
-        batcher = self._in_memory if self._connected().answers_from_memory else self._by_milvus
-        return await asyncio.wrap_future(batcher.submit(request))
+        return await asyncio.wrap_future(self._in_force().submit(request))
 
     def close(self) -> None:
         """Ends after the searches under way; the others are refused."""
         self._in_memory.close()
         self._by_milvus.close()
+
+    def _in_force(self) -> Batcher[SearchRequest, SearchResult]:
+        return self._in_memory if self._connected().answers_from_memory else self._by_milvus
 
     def _batcher(self, settings: ApiSettings, threads: int, most: int) -> Batcher[SearchRequest, SearchResult]:
         def answered(requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:

@@ -115,3 +115,28 @@ def test_beyond_the_line_searches_get_429_with_a_time_and_those_in_it_are_answer
     assert "yeoul_search_batch_size_count 2.0" in text
     assert "yeoul_search_wait_seconds_count 3.0" in text
     assert "yeoul_event_loop_lag_seconds_count" in text
+
+
+def test_where_milvus_answers_its_own_line_is_asked_at_the_door(
+    tmp_path: Path, analyser: Analyser, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path, engine="milvus", api={"search_queue": 2})
+    assembly = assembly_of(settings, analyser, encoder)
+    at_once = 16  # searches that Milvus works on
+    try:
+        with TestClient(create_app(settings, assembly=assembly)) as client, ThreadPoolExecutor(32) as pool:
+            _wait_ready(client)
+            assert client.get("/v1/search").status_code == 422  # no question: what the route says
+            gate = Gate(monkeypatch)
+            first = []
+            for _ in range(at_once):  # together they would be more than may wait
+                first += _asked(client, pool, ["전세"])
+                assert gate.begun.acquire(timeout=_PATIENCE)
+            waiting = _asked(client, pool, ["월세", "대출"])
+            until(lambda: _waiting(client) == 2, _PATIENCE, "two should wait")
+            assert client.get("/v1/search").status_code == 429  # not looked at
+            gate.open.set()
+            assert [future.result(_PATIENCE).status_code for future in [*first, *waiting]] == [200] * (at_once + 2)
+            assert client.get("/v1/search").status_code == 422
+    finally:
+        assembly.close()
