@@ -8,6 +8,7 @@ logger `yeoul.audit` too, for who gathers logs there. Knows nothing of what the 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import unicodedata
@@ -97,12 +98,43 @@ class AuditLog:
 def handler_to(path: Path) -> logging.Handler:
     """Writes lines as they are into a file that only its owner may read, and turns it over at 10 MB, five old ones kept.
 
-    One process a file: two would turn it over under each other. Raises OSError where it cannot be opened.
+    Several processes of a machine may write into one file. Raises OSError where it cannot be opened.
     """
     return _PrivateFile(path, maxBytes=_MAX_FILE_BYTES, backupCount=_OLD_FILES, encoding="utf-8")
 
 
 class _PrivateFile(RotatingFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self._alone():
+                self._follow()
+                super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While this process writes or turns the file over no other one does. The folder is locked: the file is another one
+        once it was turned over."""
+        folder = os.open(Path(self.baseFilename).parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _follow(self) -> None:
+        """Opens the file anew where another process turned it over."""
+        if self.stream is None:  # the disk refused a new one
+            return
+        try:
+            turned = not os.path.samestat(Path(self.baseFilename).stat(), os.fstat(self.stream.fileno()))
+        except FileNotFoundError:
+            turned = True
+        if turned:
+            before, self.stream = self.stream, self._open()
+            before.close()
+
     def _open(self) -> TextIOWrapper:
         # A file that is there keeps its mode: somebody may have opened it to a group that gathers logs.
         def private(name: str, flags: int) -> int:

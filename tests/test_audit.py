@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -28,6 +31,7 @@ from tests.api_server import KEY, READ_KEY, assembly_of, settings_in
 SECRET_BODY = "글의 속은 적지 않는다"
 ARTICLE = {"title": "t", "body": SECRET_BODY}
 KEYS = [{"key": KEY, "scopes": ["write"], "name": "cms"}, {"key": READ_KEY, "scopes": ["read"]}]
+_PATIENCE = 120.0  # seconds; a writer takes one or two
 READER = hashlib.sha256(READ_KEY.encode()).hexdigest()[:8]
 
 
@@ -199,6 +203,46 @@ def test_the_file_is_for_its_owner_alone_also_after_it_was_turned_over(tmp_path:
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["audit.log", *(f"audit.log.{n}" for n in range(1, 6))]
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+_WRITES = """
+import sys
+from pathlib import Path
+from api import audit
+audit._MAX_FILE_BYTES, audit._OLD_FILES = 2000, 100
+log = audit.AuditLog()
+with log.kept_in(Path(sys.argv[1])):
+    print("open", flush=True)
+    sys.stdin.read()  # until all are there
+    for n in range(150):
+        log.write({"process": sys.argv[2], "n": n})
+"""
+
+
+def test_processes_that_write_into_one_file_lose_no_line_and_turn_it_over_once(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "audit.log"
+    with ExitStack() as ended:
+        command = [sys.executable, "-c", _WRITES, str(path)]
+        writers = [
+            ended.enter_context(subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            for name in ("one", "two")
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"open\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.close()
+        assert [writer.wait(_PATIENCE) for writer in writers] == [0, 0]
+    files = sorted(tmp_path.iterdir(), key=lambda file: int(file.suffix[1:]) if file.suffix != ".log" else 0)
+    lines = [orjson.loads(line) for file in reversed(files) for line in file.read_bytes().splitlines()]
+    for name in ("one", "two"):
+        assert [line["n"] for line in lines if line["process"] == name] == list(range(150))
+    sizes = [file.stat().st_size for file in files[1:]]
+    assert sizes
+    assert min(sizes) > 1900  # none was turned over before it was full
 
 
 def test_a_file_that_is_there_is_continued_and_keeps_its_mode(tmp_path: Path) -> None:
