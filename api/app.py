@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
@@ -22,24 +23,38 @@ from api.service import Service
 from api.telemetry import Telemetry
 from pipeline import settings as configuration
 from pipeline.assembly import Assembly
+from pipeline.errors import YeoulError
 from pipeline.settings import Settings
 from pipeline.storage.acceptance import PUSH
 
 _STATIC = Path(__file__).parent / "console" / "static"
 _AUDIT_FILE = "audit.log"
+_STAND_SECONDS = 5.0  # a scrape comes every 15 or so
 
 
 def _nothing() -> None:
     pass
 
 
+async def _stand(service: Service) -> None:
+    """Puts down now and then where this process stands, for who shares its figures."""
+    while service.metrics.shared:
+        with suppress(YeoulError, SQLAlchemyError):
+            service.metrics.put_down(await run_in_threadpool(service.gauges))
+        await asyncio.sleep(_STAND_SECONDS)
+
+
 def create_app(
-    settings: Settings | None = None, *, assembly: Assembly | None = None, wake: Callable[[], None] = _nothing
+    settings: Settings | None = None,
+    *,
+    assembly: Assembly | None = None,
+    wake: Callable[[], None] = _nothing,
+    on_stop: Callable[[], None] = _nothing,
 ) -> FastAPI:
     """The application. `app.state.service.notify()` tells it that something was committed.
 
     Without `settings` those in force; without an `assembly` the app opens its own while it runs. `wake` is called when a
-    change came into the inbox.
+    change came into the inbox, `on_stop` when the app has stopped.
     """
     settings = settings or configuration.load()
     service = Service(settings, assembly, wake)
@@ -48,13 +63,15 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
-        watching = asyncio.create_task(service.metrics.watch_loop())
+        tasks = [asyncio.create_task(service.metrics.watch_loop()), asyncio.create_task(_stand(service))]
         try:
             with audit.kept_in(settings.api.audit_log or settings.data_dir / _AUDIT_FILE):
                 yield
         finally:
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
             await run_in_threadpool(service.stop)
+            await run_in_threadpool(on_stop)
 
     app = FastAPI(
         title="Yeoul",

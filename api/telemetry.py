@@ -1,19 +1,27 @@
 """Figures for Prometheus: how long requests and stages of searches take, and where the index stands.
 
 One registry an app, so that several can live in a process. Labels have few values: routes, not paths.
+
+Where the environment has PROMETHEUS_MULTIPROC_DIR, a folder, the processes that share it are one to who scrapes: counters and
+histograms are sums, also of processes that ended, and gauges what the worst of those alive put down.
+Source: prometheus_client's documentation, "Multiprocess Mode".
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
+from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.encoding.batcher import Batch
@@ -24,6 +32,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHOWN_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5)  # of freshness, to people
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _NO_ROUTE = "none"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable of prometheus_client, read when it is imported
+
+
+_OfSeveral = Literal["livemin", "livemax", "livemostrecent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +65,11 @@ class Metrics:
     """The figures of one app."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = self._shown = CollectorRegistry()
+        self.shared = SHARED_FOLDER in os.environ
+        if self.shared:
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
         self._requests = Histogram(
             "yeoul_http_request_seconds",
             "Time to answer a request",
@@ -99,19 +115,22 @@ class Metrics:
         self._mended = Counter(
             "yeoul_index_mended", "Articles in memory that were not as the registry said", registry=self._registry
         )
-        self._late = Gauge(
-            "yeoul_freshness_late", "1 when freshness is beyond its objective or not known", registry=self._registry
-        )
         # To find a histogram by its labels takes longer than to observe; both have few.
         self._of_request = cache(lambda method, route, status: self._requests.labels(method, route, str(status)))
         self._of_stage = cache(self._stages.labels)
-        self._ready = Gauge("yeoul_ready", "1 when the index is loaded and the stores answer", registry=self._registry)
-        self._passages = Gauge("yeoul_passages", "Passages that can be found", registry=self._registry)
-        self._queued = Gauge("yeoul_inbox_queued", "Accepted changes that wait for the worker", registry=self._registry)
-        self._failed = Gauge(
-            "yeoul_articles_failed", "Articles whose newest change could not be indexed", registry=self._registry
+        self._ready = self._gauge("yeoul_ready", "1 when the index is loaded and the stores answer", "livemin")
+        self._passages = self._gauge("yeoul_passages", "Passages that can be found", "livemin")
+        self._queued = self._gauge("yeoul_inbox_queued", "Accepted changes that wait for the worker", "livemostrecent")
+        self._failed = self._gauge(
+            "yeoul_articles_failed", "Articles whose newest change could not be indexed", "livemostrecent"
         )
-        self._lag = Gauge("yeoul_follower_lag", "Settled changes not applied in this process", registry=self._registry)
+        self._lag = self._gauge("yeoul_follower_lag", "Settled changes not applied in this process", "livemax")
+        self._late = self._gauge(
+            "yeoul_freshness_late", "1 when freshness is beyond its objective or not known", "livemax"
+        )
+
+    def _gauge(self, name: str, told: str, of_several: _OfSeveral) -> Gauge:
+        return Gauge(name, told, registry=self._registry, multiprocess_mode=of_several)
 
     def request(self, *, method: str, route: str, status: int, seconds: float) -> None:
         self._of_request(method if method in _METHODS else "other", route, status).observe(seconds)
@@ -157,15 +176,29 @@ class Metrics:
         """So many articles of the index in memory differed from the registry, and were read anew."""
         self._mended.inc(articles)
 
-    def exposition(self, gauges: Gauges) -> bytes:
-        """The text format of Prometheus."""
+    def put_down(self, gauges: Gauges) -> None:
+        """Where this process stands, for a scrape that another one of those that share the figures may answer."""
         self._ready.set(gauges.ready)
         self._passages.set(gauges.passages)
         self._queued.set(gauges.queued)
         self._lag.set(gauges.lag)
         self._failed.set(gauges.failed)
         self._late.set(gauges.late)
-        return generate_latest(self._registry)
+
+    def exposition(self, gauges: Gauges) -> bytes:
+        """The text format of Prometheus. May block, where figures are shared."""
+        self.put_down(gauges)
+        return generate_latest(self._shown)
+
+
+def forget_the_dead() -> None:
+    """Takes the gauges of processes that are not alive any more out of the shared figures; their counts stay."""
+    for file in Path(os.environ[SHARED_FOLDER]).glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class Telemetry:

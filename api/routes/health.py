@@ -47,6 +47,6 @@ async def readyz(service: Running) -> Json:
     "/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}, response_class=Response
 )
 async def metrics(service: Running) -> Response:
-    """Figures for Prometheus."""
-    gauges = await run_in_threadpool(service.gauges)
-    return Response(service.metrics.exposition(gauges), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    """Figures for Prometheus; of all workers, where several answer on this port."""
+    text = await run_in_threadpool(lambda: service.metrics.exposition(service.gauges()))
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
