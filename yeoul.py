@@ -5,7 +5,6 @@ Each command imports what it needs: Kiwi, torch and the web framework together t
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -26,7 +25,7 @@ from indexers.commands.operating import operated
 from indexers.commands.terminal import fail
 from pipeline import settings as configuration
 from pipeline.errors import FolderInUse, Unavailable, YeoulError
-from pipeline.settings import Settings
+from pipeline.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:
     from pipeline.assembly import Assembly
@@ -44,9 +43,7 @@ for group, name in ((sources.articles_app, "articles"), (sources.sources_app, "s
 
 _LOOK_SECONDS = 0.3  # between attempts to get at a folder that another command has
 _FOLDER_SECONDS = 30.0  # a server waits so long for another command to end
-_KEEP_ALIVE_SECONDS = 75  # longer than clients and balancers keep an idle connection: one that is used is never closed
 _INDEXERS_NICENESS = 5  # searches on the same machine go first: where it is full, a change waits rather than a person
-_COLLECTED_AFTER = 100_000  # new objects that Python's collector looks through at a time
 _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is away
 # The exponent of the processor cycles for which a thread of OpenBLAS spins after its work. By default 2^26: at 20 searches a
 # second that is a whole core doing nothing.
@@ -97,32 +94,30 @@ def search(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (api.host).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (api.port).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes that answer on it (api.workers).")
+    ] = None,
 ) -> None:
     """Serve the HTTP API and the search page; with Milvus Lite the indexer runs in the same process."""
-    import uvicorn
-
-    from api.app import create_app
+    from api import serving
 
     settings = configuration.load()
-    host, port = host or settings.api.host, port or settings.api.port
+    host, port, workers = host or settings.api.host, port or settings.api.port, workers or settings.api.workers
+    if workers > 1:
+        serving.serve_by_workers(settings, workers, host, port)
+        return
+    from api.app import create_app
+    from pipeline.collector import keep_for_good
+
     assembly = _held(settings)
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
-    _keep_for_good()
+    keep_for_good()
     signal.signal(signal.SIGTERM, _end)  # uvicorn, having stopped, sends itself what it got
     if embedded is not None:
         embedded.start(on_commit=application.state.service.notify)
     try:
-        uvicorn.run(
-            application,
-            host=host,
-            port=port,
-            loop="uvloop",
-            http="httptools",
-            log_level="warning",
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            proxy_headers=False,  # who may write without a key is decided by the real peer
-        )
+        serving.serve(application, host, port)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
         if embedded is not None:
@@ -210,6 +205,7 @@ def indexers_run() -> None:
     os.nice(_INDEXERS_NICENESS)
     from indexers.service import IndexerService
     from pipeline.assembly import Assembly
+    from pipeline.collector import keep_for_good
 
     settings = configuration.load()
     if settings.milvus_is_lite:
@@ -219,7 +215,7 @@ def indexers_run() -> None:
         )
     assembly = Assembly.open(settings, command="yeoul indexers run", progress=sys.stderr.isatty())
     service = IndexerService(assembly)
-    _keep_for_good()
+    keep_for_good()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
@@ -230,16 +226,6 @@ def indexers_run() -> None:
     finally:
         service.stop()
         assembly.close()
-
-
-def _keep_for_good() -> None:
-    """Takes what the libraries made out of the sight of Python's collector, which would look through 180,000 objects again and
-    again and hold up every search for .2 s each time. Before a collection is open: that one may be retired."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(
-        _COLLECTED_AFTER
-    )  # an answer is made of some thousand objects: by default every third one is interrupted
 
 
 def _held(settings: Settings) -> Assembly:

@@ -26,6 +26,7 @@ from pipeline.errors import InvalidSetting, UnreadableSource
 FILE = "yeoul.toml"
 _SECRET = frozenset({"api.keys", "milvus.token", "database_url", "sources"})  # never printed
 _HIDDEN = "(hidden)"
+MOST_WORKERS = 64
 _SERVER = re.compile(r"(https?|tcp)://\S+")
 # What is JSON in the environment.
 _JSON_EXAMPLES = {
@@ -121,6 +122,13 @@ class ApiKey(_Section):
 class ApiSettings(_Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8200, ge=1, le=65535, description="port to listen on")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=MOST_WORKERS,
+        description="processes that answer on the port, with a Milvus server; each limits and queues by itself, and has an index "
+        "of its own where the engine is resident",
+    )
     keys: tuple[ApiKey, ...] = Field(
         (),
         description="keys that may call, each {key or sha256, scopes, name}; empty: writes are taken from loopback only",

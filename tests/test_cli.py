@@ -314,6 +314,23 @@ def test_a_setting_that_cannot_work_is_told_with_its_name(empty: Shell) -> None:
     assert "yeoul.toml is not readable TOML" in empty.run("search", "월세").told()
 
 
+def test_several_workers_are_refused_where_the_store_belongs_to_one_process(empty: Shell) -> None:
+    for refused in (empty.run("serve", "--workers", "2"), empty.run("serve", API__WORKERS="2")):
+        told = refused.told()
+        assert "setting 'api.workers' should be 1 with Milvus Lite" in told
+        assert "is 2" in told
+        assert "milvus.uri" in told
+    assert not (empty.folder / ".yeoul").exists()
+
+
+def test_workers_that_cannot_start_end_the_command(empty: Shell) -> None:
+    outcome = empty.run("serve", "--workers", "2", MILVUS__URI="http://127.0.0.1:1", USER_WORDS="missing.tsv")
+    assert outcome.code == 1
+    assert "yeoul: " in outcome.err
+    assert "missing.tsv" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_doctor_is_content_with_an_index_that_works(indexed: Shell) -> None:
     outcome = indexed.run("doctor", API__KEYS='[{"key": "very-secret-key"}]').done()
     assert "AMISS" not in outcome.out
