@@ -280,6 +280,7 @@ class Assembly:
     def _take_over(self, connected: Connected) -> None:
         before, self._connected = self._connected, connected
         self.parts = connected.parts
+        connected.forget_apart()
         if before is not None:
             if before.ingest.observer is not None and connected.follower.loaded:
                 connected.told_by_ingest()

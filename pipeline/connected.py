@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from pipeline import memory
 from pipeline.documents import CANARY
 from pipeline.errors import NotReady, Unavailable, YeoulError
+from pipeline.folder import turn
 from pipeline.follower import Follower
 from pipeline.index import lite, snapshot
 from pipeline.index.collection import Collection
@@ -33,12 +33,10 @@ from pipeline.storage.rows import LogEntry
 log = logging.getLogger(__name__)
 
 _SNAPSHOT = "resident.safetensors"
-_SNAPSHOT_APART = (
-    "resident-next-{}.safetensors"  # of a collection that another process loads for the one with this number
-)
-_FORGOTTEN_SECONDS = (
-    3600.0  # such a file is read as soon as it is written: an older one is of a process that was killed
-)
+_SNAPSHOT_APART = "resident-next-{}.safetensors"  # of a collection that is about to be used
+_FORGOTTEN_SECONDS = 3600.0  # such a file stays until it is used: an older one is of a process that was killed
+# Processes that share a folder load in turn: the first one leaves a snapshot to the others.
+_LOADING, _LOADING_NEXT = "loading", "loading-next"
 _ROWS_BESIDE = 50  # read at a time beside a collection that answers: some 40 ms of work between two rests
 _SAVE_SHARE = 50  # a snapshot is written anew when a fiftieth of the passages may have changed: catching up is cheap
 
@@ -68,6 +66,7 @@ class Connected:
         self.manifest = known.manifest
         self._store = store
         self._snapshot = settings.data_dir / _SNAPSHOT
+        self._apart: Path | None = None  # a snapshot made for this process and those that share its folder
         self._identity = f"{known.name} {known.created_at.isoformat()}"
         self._saved_position: int | None = None  # in the change log; None: there is no snapshot that fits
         self.ingest = Ingest(
@@ -140,9 +139,13 @@ class Connected:
     def load(self, on_progress: Callable[[int], None] = lambda _rows: None) -> None:
         """Fills the engine, from the snapshot where there is one, else from the collection; Milvus answers meanwhile."""
         compile_all()
-        if not self._resume(self._snapshot):
+        if not isinstance(self._engine, ResidentEngine):
             self.follower.load(on_progress)
-            self.save()
+            return
+        with turn(self._snapshot.parent, _LOADING, lambda: on_progress(0)):
+            if not self._resume(self._snapshot):
+                self.follower.load(on_progress)
+                self.save()
         memory.give_back()
 
     def load_beside(self, rest: Callable[[int], None], ended: threading.Event) -> None:
@@ -153,7 +156,7 @@ class Connected:
         if lite.folder_of(address) is not None or not isinstance(self._engine, ResidentEngine):
             self.follower.load(rest, batch=_ROWS_BESIDE)
             return
-        path = self._snapshot.with_name(_SNAPSHOT_APART.format(os.getpid()))
+        path = self._apart = self._snapshot.with_name(_SNAPSHOT_APART.format(self.name))
         for file in path.parent.glob(_SNAPSHOT_APART.format("*") + "*"):
             with suppress(FileNotFoundError):  # another process is faster
                 if file.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
@@ -168,11 +171,17 @@ class Connected:
             lexical=lexical_parameters(settings),
             path=path,
         )
-        try:
+        with turn(path.parent, _LOADING_NEXT, lambda: rest(0)):
+            if self._resume(path, rest):
+                return
             if load_apart(order, ended) and not self._resume(path, rest):
                 raise NotReady(f"the snapshot of {self.name} does not fit any more", "it is loaded again")
-        finally:
-            path.unlink(missing_ok=True)
+
+    def forget_apart(self) -> None:
+        """The collection is in use, or given up: nobody needs the snapshot any more that was made for loading it."""
+        if self._apart is not None:
+            with suppress(OSError):
+                self._apart.unlink(missing_ok=True)
 
     def keep_up(self) -> None:
         """For a writer that serves nothing: its own writes go into the engine, and at its end into the snapshot, so that
@@ -207,6 +216,7 @@ class Connected:
             log.warning("no snapshot for a faster start: %s", error)
 
     def close(self) -> None:
+        self.forget_apart()
         self.collection.close()
 
     def _resume(self, path: Path, rest: Callable[[int], None] | None = None) -> bool:

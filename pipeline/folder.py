@@ -1,8 +1,11 @@
-"""Who holds the data folder: Milvus Lite belongs to one process, and the next one is told to whom."""
+"""Who holds the data folder: Milvus Lite belongs to one process, and the next one is told to whom. Processes that share a folder
+beside a Milvus server take turns at what one of them can do for all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from pipeline.errors import FolderInUse, InvalidSetting
 
 _LOCK = "lock"
 _HOLDER = "holder.json"
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +81,23 @@ def holder_of(folder: Path) -> Holder | None:
         return Holder(**orjson.loads((folder / _HOLDER).read_bytes()))
     except (OSError, TypeError, orjson.JSONDecodeError):
         return None
+
+
+@contextmanager
+def turn(folder: Path, what: str, meanwhile: Callable[[], None]) -> Iterator[None]:
+    """Waits until nobody else on this machine is at `what` with this folder; `meanwhile` is called now and then, and may raise.
+
+    A folder that cannot be written is nobody's: there is no turn to wait for.
+    """
+    lock = FileLock(folder / f"{what}.lock", timeout=_LOOK_SECONDS, thread_local=False)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire()
+            except Timeout:
+                meanwhile()
+    try:
+        yield
+    finally:
+        lock.release()

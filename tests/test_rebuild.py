@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from pipeline.connected import Connected
 from pipeline.documents import CANARY, Article, passage_id
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import ManifestMismatch, StoreUnavailable
+from pipeline.follower import Follower
 from pipeline.korean.morphemes import Analyser
+from pipeline.loading import load_apart
 from pipeline.parts import Parts, recipe_of
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings
@@ -115,13 +118,46 @@ def test_so_do_they_on_a_milvus_server_and_postgresql(place_on_servers: Place) -
 def test_processes_that_share_a_folder_load_beside_each_other_and_leave_no_file(place_on_servers: Place) -> None:
     place = place_on_servers
     place.publish(*(article(n) for n in range(5)))
-    left, fresh = (place.settings.data_dir / f"resident-next-{pid}.safetensors" for pid in (1, 2))
+    left, fresh = (place.settings.data_dir / f"resident-next-of_{name}.safetensors" for name in ("one", "other"))
     for file in (left, fresh):
         file.write_bytes(b"half a snapshot")
     os.utime(left, (0, 0))
     place.rebuild().to_recipe(place.recipe(), Conditions())
     place.agrees()
     assert list(place.settings.data_dir.glob("resident-next*")) == [fresh]
+
+
+@pytest.mark.server
+@pytest.mark.postgres
+@pytest.mark.parametrize("beside", [False, True], ids=["at the start", "beside another collection"])
+def test_processes_that_share_a_folder_load_once(
+    place_on_servers: Place, monkeypatch: pytest.MonkeyPatch, *, beside: bool
+) -> None:
+    place = place_on_servers
+    place.publish(*(article(n) for n in range(5)))
+    loads: list[str] = []
+
+    def counted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            loads.append(name)
+            return function(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(Follower, "load", counted(Follower.load, "here"))
+    monkeypatch.setattr("pipeline.connected.load_apart", counted(load_apart, "apart"))
+    known = manifests.active(place.assembly.database)
+    assert known is not None
+    several = [place.assembly.opened(known) for _ in range(3)]
+    with ThreadPoolExecutor(len(several)) as pool:
+        load = (lambda one: one.load_beside(lambda _rows: None, threading.Event())) if beside else Connected.load
+        list(pool.map(load, several))
+    assert loads == ["apart" if beside else "here"]
+    for one in several:
+        assert verify(place.assembly.store, one, repair=False) == []
+        assert one.engine()[0].count == 5
+        one.close()
+    assert list(place.settings.data_dir.glob("resident-next*")) == []
 
 
 def rebuilt_and_back(place: Place) -> None:
