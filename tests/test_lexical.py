@@ -98,15 +98,11 @@ class LiveIndex(RuleBasedStateMachine):
         expected[rows] = fresh_scores(self.variant, [self.documents[row] for row in rows], query)
         np.testing.assert_allclose(self.index.scores(query), expected, rtol=0, atol=1e-6)
         np.testing.assert_allclose(self.index.scores(Counter(query)), expected, rtol=0, atol=1e-6)
-        everywhere = np.arange(-1, self.index.capacity + 2)
-        np.testing.assert_allclose(
-            self.index.scores_at(query, everywhere), [0.0, *expected, 0.0, 0.0], rtol=0, atol=1e-6
-        )
 
     @rule(query=queries)
     def matched_terms_are_those_the_document_holds(self, query: list[str]) -> None:
         expected = [[term for term in dict.fromkeys(query) if term in self.documents.get(row, ())] for row in range(40)]
-        assert self.index.matched(query, range(40)) == expected
+        assert [self.index.held(query, row) for row in range(40)] == expected
 
     @rule(query=queries, k=st.integers(1, 12), data=st.data())
     def top_is_the_head_of_all_scores_sorted(self, query: list[str], k: int, data: st.DataObject) -> None:
@@ -216,7 +212,6 @@ def test_extreme_parameters_give_finite_scores_after_a_removal(variant: Variant,
 def test_an_empty_index_scores_nothing(variant: Variant) -> None:
     index = LexicalIndex(variant=variant)
     assert index.scores(["대출"]).shape == (0,)
-    assert index.scores_at(["대출"], [0, 5]).tolist() == [0.0, 0.0]
     assert [len(part) for part in index.top(["대출"], 3)] == [0, 0]
     index.add([], [])
     index.remove([])
@@ -240,7 +235,7 @@ def test_a_row_used_again_does_not_bring_old_terms_back() -> None:
     index.remove([0])
     index.add([0], [["세금"]])
     assert index.scores(["대출"]).tolist() == [0.0, 0.0]
-    assert index.matched(["대출", "세금"], [0]) == [["세금"]]
+    assert index.held(["대출", "세금"], 0) == ["세금"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

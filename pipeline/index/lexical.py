@@ -136,25 +136,6 @@ class LexicalIndex:
         """Adds `weight` (>= 0) times every document's score to `total`, float64 (capacity,). Raises InvalidInput as `scores`."""
         self._add_scores(total, terms, weight, _NOTHING)
 
-    def scores_at(self, terms: Terms, rows: Rows) -> Scores:
-        """float64 (len(rows),): `scores(terms)[rows]`; 0 for rows not in use.
-
-        Its cost grows with the rows and the segments, not with the documents: for hundreds of rows among fewer than some
-        200,000 documents `scores` is the faster one.
-        """
-        at = np.asarray(rows, dtype=np.intp)
-        numbers, weights, _ = self._statistics.query(terms)
-        used = self._postings.in_use(at)
-        if not len(numbers) or not used.any():
-            return np.zeros(len(at))
-        idf = self._statistics.idf(numbers)
-        scores = np.where(used, self._formula.base(weights, idf), 0.0)
-        norms = self._formula.norms(self._lengths[np.where(used, at, 0)], self.average_length)
-        counts = self._postings.counts_at(numbers, at)
-        for column, weight in enumerate(self._formula.factors(weights, idf).tolist()):
-            scores += self._formula.part(counts[:, column], norms) * weight
-        return scores
-
     def top(self, terms: Terms, k: int, mask: NDArray[np.bool_] | None = None) -> tuple[Integers, Scores]:
         """The `k` best documents that hold a term of the query: rows intp and scores float64, best first.
 
@@ -176,12 +157,6 @@ class LexicalIndex:
             rows, found = rows[above], found[above]
         order = np.lexsort((rows, -found))
         return rows[order], found[order]
-
-    def matched(self, terms: Terms, rows: Rows) -> list[list[str]]:
-        """For each row the query's terms that its document holds, in the order of the query."""
-        numbers, _, known = self._statistics.query(terms)
-        held = self._postings.counts_at(numbers, np.asarray(rows, dtype=np.intp)) > 0
-        return [[known[column] for column in np.flatnonzero(line).tolist()] for line in held]
 
     def attainable(self, queries: Sequence[Terms]) -> Scores:
         """float64 (len(queries),): what `scorer` finds attainable for each."""

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.intp]
 TermNumbers = NDArray[np.int32]
-Counts = NDArray[np.float64]
 
 SEGMENT_POSTINGS = 1 << 21  # cap of a merge: about 7,000 passages, some 0.2 s of pause for the largest
 MAX_TF = np.iinfo(np.uint16).max  # occurrences of one term in one passage: more than that are not told apart
@@ -88,16 +87,6 @@ class Segment:
             array.__array_interface__["data"][0] for array in (self.terms, self.starts, self.rows, self.tf)
         )
         return [terms, len(self.terms), starts, rows, tf]
-
-    def bounds(self, terms: TermNumbers) -> tuple[list[int], list[int]]:
-        """Where the postings of each of `terms` start and end; equal where the segment has none."""
-        # `terms` has the type of the haystack: with another one searchsorted would convert the haystack at each call.
-        if not len(self.terms):
-            return [0] * len(terms), [0] * len(terms)
-        at = np.minimum(np.searchsorted(self.terms, terms), len(self.terms) - 1)
-        found = self.terms[at] == terms
-        start = self.starts[at]
-        return start.tolist(), np.where(found, self.starts[at + 1], start).tolist()
 
     def erase(self, rows: Integers) -> Integers:
         """Erases every posting of `rows`; the terms that lost one, an entry a posting.
@@ -188,21 +177,6 @@ class Postings:
             lines = [segment.addresses for segment in self._segments.values()]
             self._addresses = np.array(lines, dtype=np.int64).reshape(-1, 5)
         return self._addresses
-
-    def counts_at(self, terms: TermNumbers, rows: Integers) -> Counts:
-        """float64 (len(rows), len(terms)): how often each row holds each term; 0 for a row that is not in use."""
-        counts = np.zeros((len(rows), len(terms)))
-        inside = np.flatnonzero(self.in_use(rows))
-        homes = self._home[rows[inside]]
-        for serial in np.unique(homes).tolist():
-            segment = self._segments[serial]
-            at = inside[homes == serial]
-            wanted = rows[at].astype(np.int32)  # the type of the haystack: else searchsorted copies all of it
-            for column, (start, end) in enumerate(zip(*segment.bounds(terms), strict=True)):
-                if end > start:
-                    position = np.minimum(np.searchsorted(segment.rows[start:end], wanted), end - start - 1) + start
-                    counts[at, column] = np.where(segment.rows[position] == wanted, segment.tf[position], 0)
-        return counts
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Every array, by name; `restore` makes equal postings of it. The arrays are this object's own: do not write."""
