@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.korean.bigrams import bigrams
+from pipeline.korean.bigrams import bigrams, bigrams_of_all
 
 
 @given(st.text())
@@ -33,3 +33,12 @@ def test_case_is_forgiven() -> None:
 def test_spacing_and_one_wrong_letter_leave_shared_bigrams() -> None:
     assert set(bigrams("전세 대출")) < set(bigrams("전세대출"))
     assert set(bigrams("전세댸출갈아타기")) & set(bigrams("전세대출갈아타기"))
+
+
+@given(st.lists(st.text() | st.text(st.sampled_from("가나 a_9İ\n\0!"), max_size=12), max_size=5))
+def test_many_texts_at_once_give_what_each_gives(texts: list[str]) -> None:
+    spelled, which, lengths = bigrams_of_all(texts)
+    assert len(set(spelled)) == len(spelled)
+    found = iter(spelled[place] for place in which)
+    assert [[next(found) for _ in range(length)] for length in lengths] == [bigrams(text) for text in texts]
+    assert not list(found)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InvalidInput
 from pipeline.index import lexical_kernels
 from pipeline.index.bm25 import Formula, Scores, Variant
-from pipeline.index.postings import SEGMENT_POSTINGS, Integers, Postings
+from pipeline.index.postings import SEGMENT_POSTINGS, Integers, Postings, TermNumbers
 from pipeline.index.statistics import DocumentScorer, Terms, TermStatistics
 
 Rows = Sequence[int] | NDArray[np.integer]
@@ -100,17 +100,17 @@ class LexicalIndex:
         Raises InvalidInput, with nothing added, for a row that is negative, given twice or in use, and for lists of
         different lengths.
         """
-        placed = _distinct_rows(rows)
-        if len(placed) != len(documents):
-            raise InvalidInput(f"{len(placed)} rows were given for {len(documents)} documents", "give a row for each")
-        _refuse(placed[self._postings.in_use(placed)], "is in use", "remove it first")
-        if not len(placed):
-            return
-        needed = int(placed.max()) + 1
-        if needed > self.capacity:
-            self.reserve(max(needed, 2 * self.capacity))
-        for start, end in _batches(documents, self._batch_terms):
-            self._add_batch(placed[start:end], documents[start:end])
+        placed = self._places(rows, len(documents))
+        for start, end in _batches(documents, self._batch_terms) if len(placed) else ():
+            numbers, lengths = self._statistics.numbers_of(documents[start:end])
+            self._add_numbers(placed[start:end], numbers, lengths)
+
+    def add_spelled(self, rows: Rows, spelled: Sequence[str], which: Integers, lengths: Integers) -> None:
+        """`add` of documents given as their distinct terms, which of these stand in them, one document after the other, and the
+        number of terms of each. Raises as `add` does."""
+        placed = self._places(rows, len(lengths))
+        if len(placed):
+            self._add_numbers(placed, self._statistics.numbers_of_terms(spelled)[which], lengths)
 
     def remove(self, rows: Rows) -> None:
         """Takes the documents at `rows` out. Raises InvalidInput, with nothing removed, for one that is not in use."""
@@ -186,8 +186,18 @@ class LexicalIndex:
         self._statistics.restore(part_of(state, "statistics."))
         self._lengths = state["lengths"]
 
-    def _add_batch(self, rows: Integers, documents: Sequence[Sequence[str]]) -> None:
-        numbers, lengths = self._statistics.numbers_of(documents)
+    def _places(self, rows: Rows, documents: int) -> Integers:
+        """`rows`, checked for so many documents, with room made for them."""
+        placed = _distinct_rows(rows)
+        if len(placed) != documents:
+            raise InvalidInput(f"{len(placed)} rows were given for {documents} documents", "give a row for each")
+        _refuse(placed[self._postings.in_use(placed)], "is in use", "remove it first")
+        needed = int(placed.max(initial=-1)) + 1
+        if needed > self.capacity:
+            self.reserve(max(needed, 2 * self.capacity))
+        return placed
+
+    def _add_numbers(self, rows: Integers, numbers: TermNumbers, lengths: Integers) -> None:
         held = self._postings.add(rows, numbers, lengths)
         self._statistics.add(held, documents=len(rows), length=int(lengths.sum()))
         self._lengths[rows] = lengths

@@ -66,11 +66,20 @@ class TermStatistics:
         numbers = np.fromiter(
             map(self._vocabulary.__getitem__, chain.from_iterable(documents)), dtype=np.int32, count=int(lengths.sum())
         )
+        self._grow()
+        return numbers, lengths
+
+    def numbers_of_terms(self, terms: Sequence[str]) -> TermNumbers:
+        """The number of each term, int32 (len(terms),); new terms get numbers."""
+        numbers = np.fromiter(map(self._vocabulary.__getitem__, terms), dtype=np.int32, count=len(terms))
+        self._grow()
+        return numbers
+
+    def _grow(self) -> None:
         if len(self._vocabulary) > len(self._df):
             grown = np.zeros(max(len(self._vocabulary), 2 * len(self._df)), dtype=np.int64)
             grown[: len(self._df)] = self._df
             self._df = grown
-        return numbers, lengths
 
     def add(self, held: Integers, *, documents: int, length: int) -> None:
         """Counts `documents` more, of `length` terms together; `held` is an entry for each term that each one holds."""
