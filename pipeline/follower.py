@@ -23,6 +23,7 @@ from pipeline.errors import LogPruned
 from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Engine, Revisions
+from pipeline.memory import seldom_collected
 from pipeline.storage import manifests, news
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.news import News
@@ -164,10 +165,11 @@ class Follower:
         position, visible = self._visible_now()
         added: set[str] = set()
         try:
-            for passages, vectors in self._read_ahead(self._ids_of(visible), batch):
-                added.update(passage.article_id for passage in passages)
-                self._engine.add(passages, vectors)
-                on_progress(len(passages))
+            with seldom_collected():
+                for passages, vectors in self._read_ahead(self._ids_of(visible), batch):
+                    added.update(passage.article_id for passage in passages)
+                    self._engine.add(passages, vectors)
+                    on_progress(len(passages))
         except BaseException:
             self._engine.apply(dict.fromkeys(added), [], _NO_VECTORS)
             raise

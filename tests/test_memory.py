@@ -1,7 +1,8 @@
-"""What was freed is given back."""
+"""pipeline/memory.py"""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def test_what_lies_free_between_blocks_in_use_goes_back_to_the_system() -> None:
     memory.give_back()
     assert before - resident() > _BLOCKS * _BYTES // 2
     assert last
+
+
+def test_the_collector_is_as_before_after_a_bulk_load() -> None:
+    before = gc.get_threshold()
+    with memory.seldom_collected():
+        assert gc.get_threshold()[0] > 100_000
+    assert gc.get_threshold() == before
