@@ -149,10 +149,10 @@ class ResidentEngine:
                 "packed": np.frombuffer(b"".join(data), dtype=np.uint8),
                 "packed_ends": np.cumsum([len(each) for each in data], dtype=np.int64),
             }
-            arrays |= {f"lexical.{name}": array for name, array in self._lexical.state().items()}
-            arrays |= {f"columns.{name}": array for name, array in self._columns.state().items()}
-            # Copies: the engine goes on while they are written to disk.
-            return {name: array.copy() for name, array in arrays.items()}
+            # Copies, as the others are: the engine goes on while they are written to disk.
+            arrays |= {f"lexical.{name}": array.copy() for name, array in self._lexical.state().items()}
+            arrays |= {f"columns.{name}": array.copy() for name, array in self._columns.state().items()}
+            return arrays
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Takes the place of what is here; the arrays become this object's own. Nothing is done where it raises."""
