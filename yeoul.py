@@ -99,6 +99,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the HTTP API and the search page; with Milvus Lite the indexer runs in the same process."""
+    from pipeline.memory import collect_seldom, keep_for_good
+
+    collect_seldom()
     from api import serving
 
     settings = configuration.load()
@@ -107,7 +110,6 @@ def serve(
         serving.serve_by_workers(settings, workers, host, port)
         return
     from api.app import create_app
-    from pipeline.collector import keep_for_good
 
     assembly = _held(settings)
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
@@ -205,7 +207,7 @@ def indexers_run() -> None:
     os.nice(_INDEXERS_NICENESS)
     from indexers.service import IndexerService
     from pipeline.assembly import Assembly
-    from pipeline.collector import keep_for_good
+    from pipeline.memory import keep_for_good
 
     settings = configuration.load()
     if settings.milvus_is_lite:

@@ -24,8 +24,8 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from api.telemetry import SHARED_FOLDER, forget_the_dead
-from pipeline.collector import keep_for_good
 from pipeline.errors import InvalidSetting, ManifestMismatch, Unavailable, YeoulError
+from pipeline.memory import keep_for_good
 from pipeline.settings import Settings
 from pipeline.storage.database import StateDatabase
 
