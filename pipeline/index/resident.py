@@ -158,7 +158,7 @@ class ResidentEngine:
         """Takes the place of what is here; the arrays become this object's own. Nothing is done where it raises."""
         data, ends = state["packed"].tobytes(), state["packed_ends"].tolist()
         texts = [
-            (i, passage_parts(i)[0], data[start:end]) if i else _NO_TEXT
+            (i, i.rsplit("#", 2)[0], data[start:end]) if i else _NO_TEXT
             for i, (start, end) in zip(_texts_of(state["ids"]), pairwise([0, *ends]), strict=True)
         ]
         row_of = {text[0]: row for row, text in enumerate(texts) if text[0]}
@@ -166,8 +166,7 @@ class ResidentEngine:
         for row in row_of.values():
             rows_of_article[texts[row][1]].append(row)
         articles = np.zeros(len(state["columns.used"]), dtype=np.int32)
-        for rows in rows_of_article.values():
-            articles[rows] = rows[0]
+        articles[: len(texts)] = [rows_of_article[article_id][0] if i else 0 for i, article_id, _ in texts]
         lexical, columns = LexicalFields(self._lexical.parameters), FilterColumns()
         lexical.restore(part_of(state, "lexical."))
         columns.restore(part_of(state, "columns."))
