@@ -45,6 +45,7 @@ from pipeline.errors import (
 
 log = logging.getLogger(__name__)
 
+_GONE = 499  # nginx's number for a client that closed the connection
 _RETRY_SECONDS = 1  # loading and waiting are over in seconds
 # A fixed time, no estimate: the worker takes hundreds of articles in it, and to ask again too early costs nearly nothing.
 _QUEUE_RETRY_SECONDS = 5
@@ -212,7 +213,9 @@ class Unexpected:
         try:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
-            log.info("a client went away before its request was whole")
+            log.info("a client went away before its request was whole, or answered")
+            if not started:
+                await Response(status_code=_GONE)(scope, receive, send)  # for the figures: it is no failure of ours
         except Exception:
             if scope["type"] != "http":
                 raise

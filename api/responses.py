@@ -1,10 +1,13 @@
-"""Answers as JSON, and requests read from JSON within a limit. Knows nothing of what they mean."""
+"""Answers as JSON, and routes whose functions give them. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
+from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 
@@ -15,3 +18,11 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Plain(APIRoute):
+    """A route whose function takes the request and gives the response: nothing is done around it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler

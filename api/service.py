@@ -27,6 +27,7 @@ from api.searches import Searches
 from api.telemetry import Gauges, Metrics
 from pipeline.assembly import Assembly
 from pipeline.connected import Connected
+from pipeline.encoding.line import LinedEncoder
 from pipeline.errors import InvalidQuery, NotReady, Overloaded, Unavailable, YeoulError
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
@@ -81,6 +82,8 @@ class Service:
         if self._assembly is None:
             self._assembly = Assembly.open(self.settings, command="yeoul api")
         self._assembly.on_applied = self._applied_now
+        if isinstance(self._assembly.parts.encoder, LinedEncoder):
+            self._assembly.parts.encoder.observe = self.metrics.encoded
         self._listener = Listener(self._assembly.database, {CHANGES: self.notify})
         self._listener.start()
         self._stop.clear()

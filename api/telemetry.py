@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.encoding.batcher import Batch
+from pipeline.encoding.line import Urgency
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LOOP_LOOK_SECONDS = 0.25
@@ -96,6 +97,12 @@ class Metrics:
         self._worked = Histogram(
             "yeoul_search_batch_seconds", "Time of the work on a batch", buckets=_SECONDS, registry=self._registry
         )
+        of_encoder = partial(Histogram, labelnames=("urgency",), registry=self._registry)
+        self._encoder_waits = of_encoder(
+            "yeoul_encoder_wait_seconds", "Time a text waits for the SentenceTransformer", buckets=_SECONDS
+        )
+        self._encoder_batches = of_encoder("yeoul_encoder_batch_size", "Texts that it encodes together", buckets=_SIZES)
+        self._encoder_worked = of_encoder("yeoul_encoder_batch_seconds", "Time of its work on them", buckets=_SECONDS)
         self._loop_lag = Histogram(
             "yeoul_event_loop_lag_seconds",
             "How much later than it wanted the event loop came to a task that waits for nothing else",
@@ -147,6 +154,15 @@ class Metrics:
             self._waits.observe(seconds)
         self._batches.observe(len(batch.waits))
         self._worked.observe(batch.worked)
+
+    def encoded(self, batch: Batch) -> None:
+        """Texts that were encoded together."""
+        urgency = Urgency(batch.priority).name.lower()
+        waits = self._encoder_waits.labels(urgency)
+        for seconds in batch.waits:
+            waits.observe(seconds)
+        self._encoder_batches.labels(urgency).observe(len(batch.waits))
+        self._encoder_worked.labels(urgency).observe(batch.worked)
 
     async def watch_loop(self) -> None:
         """Measures the event loop that runs this, until it is cancelled: its lag is what every request waits beside its own."""

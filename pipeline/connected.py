@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import memory
 from pipeline.documents import CANARY
+from pipeline.encoding.line import for_searches
 from pipeline.errors import NotReady, Unavailable, YeoulError
 from pipeline.folder import turn
 from pipeline.follower import Follower
@@ -99,7 +100,7 @@ class Connected:
         )
         self.searcher = Searcher(
             analyser=parts.analyser,
-            encoder=parts.encoder,
+            encoder=for_searches(parts.encoder),
             engine=self.engine,
             fusion=fusion_parameters(settings, known.manifest),
             seq=lambda: self.follower.seq,

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.encoding.encoder import Encoder
+from pipeline.encoding.line import LinedEncoder
 from pipeline.encoding.opening import open_encoder
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.manifest import Manifest
@@ -57,7 +58,10 @@ class Parts:
         same = settings.user_words == self.settings.user_words and self.analyser.is_up_to_date(settings.user_words)
         if same and recipe_of(settings) == recipe_of(self.settings):
             return self
-        return Parts.open(settings, (lambda: self.analyser) if same else None)
+        following = Parts.open(settings, (lambda: self.analyser) if same else None)
+        if isinstance(self.encoder, LinedEncoder) and isinstance(following.encoder, LinedEncoder):
+            following.encoder.observe = self.encoder.observe
+        return following
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -96,6 +100,8 @@ def encoder_of(settings: Settings, analyser: Analyser, *, progress: bool = False
         analyser.kiwi,
         device=chosen.device,
         batch_size=chosen.batch_size,
+        batch_tokens=chosen.batch_tokens,
+        queue=chosen.queue,
         query_prompt=chosen.query_prompt,
         passage_prompt=chosen.passage_prompt,
         cache_dir=chosen.cache_dir,

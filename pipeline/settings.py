@@ -64,7 +64,15 @@ class EncoderSettings(_Section):
     )
     query_prompt: str = Field("query: ", description="put before a query where the model names no prompt of its own")
     passage_prompt: str = Field("passage: ", description="put before a passage, likewise")
-    batch_size: int = Field(32, ge=1, le=4096, description="texts a batch of a SentenceTransformer")
+    batch_size: int = Field(
+        256, ge=1, le=4096, description="most texts that a SentenceTransformer encodes together; 1: each by itself"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, le=10_000_000, description="most tokens of them, padding included; empty: 512, on a GPU 16384"
+    )
+    queue: int = Field(
+        4096, ge=1, le=1_000_000, description="texts that may wait for their embedding before more of them get 429"
+    )
     cache_dir: Path | None = Field(
         None, description="where kiwi-static keeps its table; empty: the user's cache folder"
     )

@@ -155,6 +155,26 @@ def test_after_a_stall_those_who_fit_into_a_batch_are_served() -> None:
         assert opened(work, waiting) == [2, 4]
 
 
+def test_many_are_taken_or_refused_together_and_only_those_that_are_bounded() -> None:
+    with held(most=2, waiting=2) as (made, work):
+        waiting = made.submit_all([1, 2, 3], priority=1)  # one by itself would be taken
+        for refused in ([4], [4, 5]):
+            with pytest.raises(Overloaded):
+                made.submit_all(refused)
+        assert made.waiting == 3
+        waiting += made.submit_all([6, 7], priority=1, bounded=False)
+        assert opened(work, waiting) == [2, 4, 6, 12, 14]
+        assert opened(work, made.submit_all([8, 9, 10], bounded=False)) == [16, 18, 20]  # refuse nobody, either
+
+
+def test_the_least_urgent_have_their_turn_though_others_keep_coming_but_not_before_the_most_urgent() -> None:
+    for urgent, turns in ((1, [[1], [2], [3], [11], [4], [5]]), (0, [[1], [2], [3], [4], [5], [11]])):
+        with held(most=1) as (made, work):
+            later = made.submit(11, priority=2)
+            opened(work, [later, *(made.submit(number, priority=urgent) for number in (1, 2, 3, 4, 5))])
+        assert work.batches[1:] == turns
+
+
 def test_the_exception_of_an_item_is_its_own() -> None:
     def work(numbers: Sequence[int]) -> list[int | Exception]:
         return [ValueError(str(number)) if number == 2 else number for number in numbers]
@@ -193,6 +213,13 @@ def test_under_load_a_batch_lingers_for_more_and_without_load_it_does_not() -> N
         lingering = [made.submit(number) for number in (3, 4, 5)]
         assert [future.result(PATIENCE / 2) for future in lingering] == [6, 8, 10]
     assert work.batches == [[0], [1, 2], [3, 4, 5]]
+
+
+def test_a_batch_that_is_full_by_its_cost_does_not_linger() -> None:
+    with held(most=100, linger=PATIENCE, cost=lambda _number: 10, budget=20) as (made, work):
+        opened(work, [made.submit(number) for number in (1, 2)])
+        assert [future.result(PATIENCE / 2) for future in made.submit_all([3, 4])] == [6, 8]
+    assert work.batches == [[0], [1, 2], [3, 4]]
 
 
 def test_several_threads_work_at_the_same_time() -> None:

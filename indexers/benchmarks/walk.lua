@@ -1,5 +1,6 @@
 -- For wrk: asks for the paths of a file, one a line, one after the other; each thread takes every n-th of them.
--- wrk ... -s walk.lua URL -- FILE FIRST THREADS
+-- With a PATH the lines are JSON that is posted there.
+-- wrk ... -s walk.lua URL -- FILE FIRST THREADS [PATH]
 -- At the end it prints one line of JSON: requests, seconds, percentiles in milliseconds, statuses, errors.
 
 local threads = {}
@@ -11,8 +12,12 @@ end
 
 function init(args)
   requests = {}
-  for path in io.lines(args[1]) do
-    requests[#requests + 1] = wrk.format("GET", path)
+  for line in io.lines(args[1]) do
+    if args[4] then
+      requests[#requests + 1] = wrk.format("POST", args[4], { ["Content-Type"] = "application/json" }, line)
+    else
+      requests[#requests + 1] = wrk.format("GET", line)
+    end
   end
   place = tonumber(args[2]) + number
   step = tonumber(args[3])

@@ -53,17 +53,21 @@ def check_wrk() -> None:
         raise NoWrk("there is no wrk, which asks in a closed loop", "apt-get install wrk")
 
 
-def closed_loop(url: str, paths: Sequence[str], *, connections: int, seconds: float, first: int = 0) -> ClosedLoop:
-    """So many connections, each of which asks for the next of the paths as soon as it is answered, from number `first` on and
-    at their end from the beginning. `seconds` are whole ones. Raises NoWrk."""
+def closed_loop(
+    url: str, lines: Sequence[str], *, connections: int, seconds: float, first: int = 0, post_to: str = ""
+) -> ClosedLoop:
+    """So many connections, each of which asks for the next of `lines` as soon as it is answered, from number `first` on and
+    at their end from the beginning. They are paths or, with `post_to`, JSON that is posted there. `seconds` are whole ones.
+    Raises NoWrk."""
     check_wrk()
     threads = min(_THREADS, connections)
     with tempfile.NamedTemporaryFile("w", suffix=".paths") as file:
-        file.write("\n".join(paths))
+        file.write("\n".join(lines))
         file.flush()
         command = [
             "wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT}s",
             "-s", str(_SCRIPT), url, "--", file.name, str(first), str(threads),
+            *filter(None, [post_to]),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + _GRACE)
     if done.returncode:

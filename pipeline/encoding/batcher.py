@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -23,15 +24,19 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 _RATE_SECONDS = 1.0  # over which the rate is remembered that says when to come again
+_PASSED_OVER = (
+    3  # batches, while less urgent items than theirs wait: then it is these items' turn, so that they do not starve
+)
 _CLOSED_HINT = "it is ending: ask another process, or again when it is back"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What became of a batch. Seconds: `waits` of its items before, `worked` on all of them."""
+    """What became of a batch of items of one `priority`. Seconds: `waits` of its items before, `worked` on all of them."""
 
     waits: Sequence[float]
     worked: float
+    priority: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +45,7 @@ class _Item(Generic[Given, Made]):
     cost: int
     priority: int
     since: float  # monotonic
+    counts: bool  # among those of whom only so many may wait
     future: Future[Made] = field(default_factory=Future)
 
 
@@ -53,7 +59,9 @@ class Batcher(Generic[Given, Made]):
     what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait; where more than
     a batch of them do, who has waited for `patience` seconds is refused, so that a crowd is not served late but a stall harms
     nobody. `linger` seconds are waited for more of them where the batch before was of several. `threads` work at
-    the same time. `observe` is told of each batch.
+    the same time. `observe` is told of each batch, and may be changed.
+
+    A batch is of one priority: 0 before all others; of these the lowest first, and every fourth time the highest.
     """
 
     def __init__(
@@ -78,8 +86,10 @@ class Batcher(Generic[Given, Made]):
         self._linger = linger
         self._cost = cost
         self._budget = budget
-        self._observe = observe
+        self.observe = observe
         self._items: list[_Item[Given, Made]] = []  # in the order in which they came
+        self._counted = 0  # of these
+        self._passed_over = 0  # batches since the least urgent of those that wait were worked on
         self._changed = threading.Condition()
         self._started = False  # the threads: with the first item
         self._closed = False
@@ -99,7 +109,7 @@ class Batcher(Generic[Given, Made]):
         """Why nothing more is taken now: as many wait as may, or the first of a crowd has waited for too long already."""
         items = self._items
         late = len(items) > self._most and time.monotonic() - items[0].since > self._patience
-        return self._overloaded() if late or len(items) >= self._waiting else None
+        return self._overloaded() if late or self._counted >= self._waiting else None
 
     def submit(self, given: Given, *, priority: int = 0) -> Future[Made]:
         """The future of what is made of `given`; cancelled before its batch, it costs nothing. Lower priorities go first.
@@ -107,33 +117,45 @@ class Batcher(Generic[Given, Made]):
         Raises Overloaded (`refusal`), Unavailable after `close`. The future raises what the work raises, and
         Overloaded where its turn did not come in time.
         """
-        item: _Item[Given, Made] = _Item(given, self._cost(given) if self._cost else 1, priority, time.monotonic())
+        (future,) = self.submit_all([given], priority=priority)
+        return future
+
+    def submit_all(self, given: Sequence[Given], *, priority: int = 0, bounded: bool = True) -> list[Future[Made]]:
+        """`submit` for each of `given`, or for none: they are refused where one by itself would be, however many they are. Those
+        that are not `bounded` are never refused, and nobody because of them."""
+        now = time.monotonic()
+        items: list[_Item[Given, Made]] = [
+            _Item(each, self._cost(each) if self._cost else 1, priority, now, bounded) for each in given
+        ]
         with self._changed:
             if self._closed:
                 raise Unavailable(f"{self._name} is not done any more", _CLOSED_HINT)
-            if self.refusal() is not None:
-                self._items = [waiting for waiting in self._items if not waiting.future.cancelled()]
+            if bounded and self.refusal() is not None:
+                self._keep([waiting for waiting in self._items if not waiting.future.cancelled()])
                 if (refused := self.refusal()) is not None:
                     raise refused
             if not self._started:
                 self._started = True
                 for thread in self._threads:
                     thread.start()
-            self._items.append(item)
-            self._changed.notify()
-        return item.future
+            self._items += items
+            self._counted += len(items) if bounded else 0
+            self._changed.notify(len(items))
+        return [item.future for item in items]
 
     def close(self) -> None:
         """Ends after the batches under way; what waits is refused."""
         with self._changed:
             self._closed = True
-            left, self._items = self._items, []
+            left = self._items
+            self._keep([])
             self._changed.notify_all()
         for item in left:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(Unavailable(f"{self._name} is not done any more", _CLOSED_HINT))
         for thread in self._threads if self._started else ():
-            thread.join()
+            if thread is not threading.current_thread():  # where the collector runs just then
+                thread.join()
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
@@ -147,21 +169,30 @@ class Batcher(Generic[Given, Made]):
                 self._changed.wait()
             if self._closed:
                 return None
-            if self._linger and self._crowded and len(self._items) < self._most:
-                self._changed.wait_for(lambda: len(self._items) >= self._most or self._closed, self._linger)
+            if self._linger and self._crowded and not self._enough():
+                self._changed.wait_for(self._enough, self._linger)
             crowd = len(self._items) > self._most
             chosen = self._chosen()
             self._crowded = len(chosen) > 1
             taken = set(map(id, chosen))
-            self._items = [item for item in self._items if id(item) not in taken]
+            self._keep([item for item in self._items if id(item) not in taken])
         return self._still_wanted(chosen, self._patience if crowd else math.inf)
 
+    def _keep(self, items: list[_Item[Given, Made]]) -> None:
+        self._items = items
+        self._counted = sum(item.counts for item in items)
+
+    def _enough(self) -> bool:
+        """Whether nothing is gained by waiting for more."""
+        full = len(self._items) >= self._most or self._closed
+        return full or (self._cost is not None and sum(item.cost for item in self._items) >= self._budget)
+
     def _chosen(self) -> list[_Item[Given, Made]]:
-        """The oldest of the most urgent items, and those like it that fit beside it."""
+        """The oldest of the items whose turn it is, and those like it that fit beside it."""
         if not self._items:  # another thread took them while this one lingered
             return []
-        urgent = min(item.priority for item in self._items)
-        first, *others = [item for item in self._items if item.priority == urgent]
+        turn = self._turn({item.priority for item in self._items})
+        first, *others = [item for item in self._items if item.priority == turn]
         if self._cost is None:
             return [first, *others[: self._most - 1]]
         chosen, greatest = [first], first.cost
@@ -171,6 +202,13 @@ class Batcher(Generic[Given, Made]):
                 break
             chosen.append(item)
         return chosen
+
+    def _turn(self, priorities: AbstractSet[int]) -> int:
+        """Of which of the `priorities` the next batch is."""
+        urgent, least = min(priorities), max(priorities)
+        turn = least if urgent and self._passed_over >= _PASSED_OVER else urgent
+        self._passed_over = 0 if turn == least else self._passed_over + 1
+        return turn
 
     def _still_wanted(self, items: Sequence[_Item[Given, Made]], patience: float) -> list[_Item[Given, Made]]:
         """Those that were not given up; who waited for too long is refused."""
@@ -189,7 +227,7 @@ class Batcher(Generic[Given, Made]):
         outcomes = self._outcomes([item.given for item in items])
         ended = time.monotonic()
         self._note(len(items), ended)
-        self._observe(Batch([begun - item.since for item in items], ended - begun))
+        self.observe(Batch([begun - item.since for item in items], ended - begun, items[0].priority))
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 item.future.set_exception(outcome)

@@ -21,7 +21,9 @@ def open_encoder(
     kiwi: Kiwi,
     *,
     device: Device = "auto",
-    batch_size: int = 32,
+    batch_size: int = 256,
+    batch_tokens: int | None = None,
+    queue: int = 4096,
     query_prompt: str = "query: ",
     passage_prompt: str = "passage: ",
     probabilities: FloatArray | None = None,
@@ -30,20 +32,23 @@ def open_encoder(
 ) -> Encoder:
     """The encoder `model`: `kiwi-static`, a folder with a trained kiwi-static, or any SentenceTransformer (folder, hub name).
 
-    `device`, `batch_size` and the prompts are for SentenceTransformers; `probabilities` (an index's frozen word
-    probabilities) and `cache_dir` for `kiwi-static`. Raises what the encoders' `open` raise.
+    `device`, the batches, the queue (texts that may wait for their embedding) and the prompts are for SentenceTransformers, which
+    have a line before them; `probabilities` (an index's frozen word probabilities) and `cache_dir` for `kiwi-static`. Raises
+    what the encoders' `open` raise.
     """
     if model == KIWI_STATIC:
         return KiwiStaticEncoder.open(kiwi, cache_dir=cache_dir, probabilities=probabilities, progress=progress)
     if is_trained_kiwi_static(Path(model)):
         return open_trained_kiwi_static(Path(model), kiwi)
-    from pipeline.encoding.sentence import SentenceEncoder  # noqa: PLC0415 - what kiwi-static does not need
+    from pipeline.encoding.line import Line, LinedEncoder  # noqa: PLC0415 - what kiwi-static does not need
+    from pipeline.encoding.sentence import SentenceEncoder  # noqa: PLC0415
 
-    return SentenceEncoder.open(
+    opened = SentenceEncoder.open(
         model,
         device=device,
         batch_size=batch_size,
+        batch_tokens=batch_tokens,
         query_prompt=query_prompt,
         passage_prompt=passage_prompt,
-        progress=progress,
     )
+    return LinedEncoder(Line(opened, waiting=queue))

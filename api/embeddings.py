@@ -1,0 +1,85 @@
+"""The vectors of texts that somebody asked for: in the line of a SentenceTransformer, by any other encoder on a thread.
+
+Who goes away while he waits is not encoded for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from itertools import count
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from pipeline.encoding.encoder import Encoder, FloatArray
+from pipeline.encoding.line import LinedEncoder
+from pipeline.encoding.sentence import Task
+
+_LONG_CHARS = 4_000  # together: a millisecond of a tokenizer, which the event loop can spare
+_WATCHED_SECONDS = 0.25  # a wait that takes longer is worth a look whether somebody still waits
+
+Gone = Callable[[], Awaitable[object]]
+
+
+async def embedded(encoder: Encoder, texts: Sequence[str], task: Task, gone: Gone) -> tuple[FloatArray, int]:
+    """Unit vectors, float32 (len(texts), dim), and how many tokens the texts have. `gone` returns when nobody waits any more.
+
+    Raises Overloaded, EncoderFailed, ClientDisconnect.
+    """
+    if not isinstance(encoder, LinedEncoder):
+        return await run_in_threadpool(_by_itself, encoder, texts, task)
+    if sum(map(len, texts)) < _LONG_CHARS:
+        prepared = encoder.prepared(texts, task)
+    else:
+        prepared = await run_in_threadpool(encoder.prepared, texts, task)
+    written = [(place, one) for place, one in enumerate(prepared) if one is not None]
+    rows = await _all(encoder.embedded([one for _, one in written]), gone)
+    vectors = np.zeros((len(texts), encoder.dim), dtype=np.float32)
+    for (place, _), row in zip(written, rows, strict=True):
+        vectors[place] = row
+    return vectors, sum(one.count for _, one in written)
+
+
+def _by_itself(encoder: Encoder, texts: Sequence[str], task: Task) -> tuple[FloatArray, int]:
+    encode = encoder.encode_queries if task == "query" else encoder.encode_passages
+    return encode(texts), sum(encoder.count_tokens(texts))
+
+
+async def _all(futures: Sequence[Future[FloatArray]], gone: Gone) -> list[FloatArray]:
+    """Their results. The loop is woken once, by the last of them; nobody is left waiting in line."""
+    if not futures:
+        return []
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    ended = count(1)
+
+    def end(error: Exception | None = None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def one_ended(_future: Future[FloatArray]) -> None:
+        if next(ended) == len(futures):
+            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(end)
+
+    async def watch() -> None:
+        await gone()
+        end(ClientDisconnect())
+
+    watching: list[asyncio.Task[None]] = []
+    due = loop.call_later(_WATCHED_SECONDS, lambda: watching.append(loop.create_task(watch())))
+    try:
+        for future in futures:
+            future.add_done_callback(one_ended)
+        await done
+        return [future.result() for future in futures]
+    finally:
+        due.cancel()
+        for task in watching:
+            task.cancel()
+        for future in futures:
+            future.cancel()
