@@ -176,6 +176,11 @@ def _environment(database_url: str, milvus_uri: str, milvus_token: str) -> dict[
     return {**inherited, **cache, **given}
 
 
+def free_port() -> int:
+    """One that was free a moment ago."""
+    return _free_ports(1)[0]
+
+
 def _free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     with ExitStack() as held:

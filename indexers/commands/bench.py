@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from indexers.commands.encode import bench_encode
+from indexers.commands.figures import JsonFile, PlotFile, check_plot, give
 from indexers.commands.terminal import bar, fail, tell
 from pipeline import settings as configuration
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from indexers.benchmarks.report import Bars, Lines
-    from pipeline.evaluation.corpus_index import System
-
-if TYPE_CHECKING:
-    from indexers.benchmarks.report import Bars, Lines
     from pipeline.evaluation.corpus_index import System
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+bench_app.command("encode")(bench_encode)
 
 _SIZES = (10_000, 30_000, 100_000, 169_000)  # passages; the last is a whole set of distractors
 
@@ -46,8 +44,6 @@ QueryFolders = Annotated[
     ),
 ]
 Searches = Annotated[int, typer.Option(min=1, help="Of each row.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
-PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw them into this PNG.")]
 
 
 @bench_app.command("freshness")
@@ -205,14 +201,14 @@ def bench_search(
         overload=overload_seconds if overload else 0.0,
         against=dict(_variable(one) for one in against or ()),
     )
-    _check_plot(plot_file)
+    check_plot(plot_file)
     check_wrk()
     asked = read(queries or [])
     with _folder(keep) as folder:
         deployment = prepared(folder)
         held = filled(deployment, passages, count)
         figures = measured(deployment, passages=held, queries=asked, plan=plan)
-    _give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
+    give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
 
 
 @bench_app.command("legs")
@@ -231,7 +227,7 @@ def bench_legs(
     from pipeline.evaluation.cache import ArrayCache, default_folder
     from pipeline.index.resident import ResidentEngine
 
-    _check_plot(plot_file)
+    check_plot(plot_file)
     asked, system = read(queries or []), system_of(configuration.load())
     engine = ResidentEngine(system.encoder.dim, system.lexical, device=system.device)
     with bar("passages", "passages", total=count) as advance:
@@ -239,7 +235,7 @@ def bench_legs(
             engine.add(made, vectors)
             advance(len(made))
     figures = legs.measured(engine, system, asked, searches)
-    _give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
+    give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
 
 
 @bench_app.command("growth")
@@ -260,7 +256,7 @@ def bench_growth(
     from indexers.benchmarks.queries import queries as read
     from pipeline.evaluation.cache import ArrayCache, default_folder
 
-    _check_plot(plot_file)
+    check_plot(plot_file)
     asked, system, kept = read(queries or []), system_of(configuration.load()), ArrayCache(default_folder())
     sizes = size or list(_SIZES)
     with bar("passages", "passages", total=max(sizes)) as advance:
@@ -271,7 +267,7 @@ def bench_growth(
         batches(documents(passages), system, kept, max(sizes)), system, asked,
         sizes=sizes, searches=searches, made_up=vectors,
     )  # fmt: skip
-    _give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
+    give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
 
 
 @bench_app.command("index")
@@ -290,11 +286,11 @@ def bench_index(
     from indexers.benchmarks.passages import SHIPPED
     from pipeline.korean.morphemes import Analyser
 
-    _check_plot(plot_file)
+    check_plot(plot_file)
     with tempfile.TemporaryDirectory(prefix="yeoul-bench-") as folder:
         deployment = prepared(Path(folder))
         figures = indexing.measured(paths or [SHIPPED], Analyser.open(), deployment.folder, deployment.environment)
-    _give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
+    give(figures.table(), asdict(figures), figures.panels(), json_file, plot_file)
     print(f"\n{figures.told[0]}\n{figures.told[1]}")
 
 
@@ -315,23 +311,3 @@ def _variable(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise typer.BadParameter(f"should be NAME=VALUE, is {text!r}", param_hint="--against")
     return name, value
-
-
-def _check_plot(file: Path | None) -> None:
-    """Before anything is measured."""
-    from indexers.benchmarks.report import check_plot
-
-    if file is not None:
-        check_plot()
-
-
-def _give(
-    table: str, figures: dict[str, Any], panels: list[Lines | Bars], json_file: Path | None, plot_file: Path | None
-) -> None:
-    from indexers.benchmarks.report import draw
-
-    print(table)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
-    if plot_file is not None:
-        draw(panels, plot_file)

@@ -136,6 +136,11 @@ class SentenceEncoder:
         return self._prompts
 
     @property
+    def model(self) -> SentenceTransformer:
+        """The library's, on its device."""
+        return self._model
+
+    @property
     def batch_tokens(self) -> int:
         """Most tokens of a batch, padding included."""
         return self._batch_tokens or (CUDA_BATCH_TOKENS if self._model.device.type == "cuda" else CPU_BATCH_TOKENS)

@@ -1,0 +1,300 @@
+"""How fast a SentenceTransformer encodes on this machine: through HTTP, where many connections send one text each, and in
+process, where nothing is between the batches; beside what the device multiplies at best in the same run.
+
+Texts are all different and have exactly so many tokens. The published table is of one RTX 3090, through HTTP, 256 connections.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import orjson
+
+from indexers.benchmarks import shapes
+from indexers.benchmarks.deployment import Deployment, served
+from indexers.benchmarks.report import Bars, Lines, ms, table
+from indexers.benchmarks.wrk import ClosedLoop, check_wrk, closed_loop
+from pipeline.encoding.batcher import Batch
+from pipeline.encoding.line import Line, LinedEncoder
+from pipeline.encoding.sentence import Device, SentenceEncoder
+
+PATH = "/v1/embeddings"
+LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens
+PUBLISHED: Mapping[str, Sequence[int]] = MappingProxyType(  # requests a second at these lengths
+    {
+        "koelectra-small": (19_035, 14_434, 10_400, 6_792, 4_132, 1_912, 788),
+        "bert-base": (8_608, 5_595, 3_314, 1_799, 904, 429, 187),
+    }
+)
+COMPARED_LENGTH = 16
+_WARM_UP_SECONDS = 1.0
+_TEXTS = 4_096
+_MATRIX_SIDE = MappingProxyType({"cpu": 1_024, "cuda": 8_192})
+_MATRIX_SECONDS = 1.0
+_BATCHES = 8  # of a call in process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is measured: `seconds` of each cell; `rounds` of batching on and off, 0 for none, and, where `peer` gives the
+    address to post to and the name of its model, of that server, both with `few` connections."""
+
+    lengths: Sequence[int] = LENGTHS
+    connections: int = 256
+    seconds: float = 3.0
+    rounds: int = 2
+    few: int = 32
+    device: Device = "auto"
+    peer: Callable[[Path], AbstractContextManager[str]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A length. Texts a second through HTTP and in process; milliseconds of the requests and of the batches; `of_device`: share
+    of the device's matrix rate, in process and through HTTP; NaN where nothing was answered."""
+
+    length: int
+    http: float
+    p50: float
+    p95: float
+    p99: float
+    outcomes: Mapping[str, int]
+    process: float
+    batch: float
+    batch_p50: float
+    batch_p95: float
+    batch_p99: float
+    of_device: float
+    http_of_device: float
+    published: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Answers a second at `COMPARED_LENGTH` of two servers in turn, by round."""
+
+    name: str
+    other: str
+    rates: tuple[float, ...]
+    others: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians; above 1: the first is faster."""
+        return statistics.median(self.rates) / max(statistics.median(self.others), 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One model. `matrix_rate`: floating-point operations a second of a product of large matrices in the same precision."""
+
+    model: str
+    device: str
+    connections: int
+    matrix_rate: float
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    def tables(self) -> str:
+        """Markdown."""
+        head = f"{self.model} on {self.device}, {self.matrix_rate / 1e12:,.2f} TFLOP/s"
+        published = any(cell.published for cell in self.cells)
+        cells = table(
+            [head, f"HTTP, {self.connections} connections", "p50", "p95", "p99", "of the device", "in process, passages",
+             "texts a batch", "batch p50", "p95", "p99", "of the device",
+             *(["published, RTX 3090, HTTP"] if published else [])],
+            [_told(cell, published=published) for cell in self.cells],
+        )  # fmt: skip
+        compared = [
+            [f"{one.name} / {one.other}", _rates(one.rates), _rates(one.others), f"{one.ratio:.2f}"]
+            for one in self.comparisons
+        ]
+        headings = [f"{COMPARED_LENGTH} tokens, answers a second in turn", "the first", "the second", "of the medians"]
+        return f"{cells}\n\n{table(headings, compared)}" if compared else cells
+
+    def panel(self) -> Lines | Bars:
+        """A picture of it."""
+        lines: dict[str, list[tuple[float, float]]] = {
+            "HTTP": [(cell.length, cell.http) for cell in self.cells],
+            "in process": [(cell.length, cell.process) for cell in self.cells],
+        }
+        if published := [(cell.length, cell.published) for cell in self.cells if cell.published]:
+            lines["published, RTX 3090"] = [*published]
+        return Lines(
+            title=f"{self.model}, {self.device}", x="tokens", y="texts a second", lines=lines, logarithmic=True
+        )
+
+
+def _told(cell: Cell, *, published: bool) -> list[str]:
+    failed = "".join(f", {name}: {count:,}" for name, count in sorted(cell.outcomes.items()) if name != "200")
+    return [
+        f"{cell.length} tokens", f"{cell.http:,.1f} a second{failed}", ms(cell.p50), ms(cell.p95), ms(cell.p99),
+        f"{cell.http_of_device:.0%}", f"{cell.process:,.1f} a second", f"{cell.batch:.0f}", ms(cell.batch_p50),
+        ms(cell.batch_p95), ms(cell.batch_p99), f"{cell.of_device:.0%}",
+        *([f"{cell.published:,}" if cell.published else ""] if published else []),
+    ]  # fmt: skip
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:,.1f}" for rate in rates)
+
+
+def measured(
+    name: str, folder: Path, deployment: Deployment, plan: Plan, *, advance: Callable[[int], None] = lambda _n: None
+) -> Figures:
+    """The model in `folder`, called `name`, alone in this process and then in the server of `deployment`.
+
+    Raises NotStarted, NoWrk, EncoderFailed; InvalidInput for a length that the model does not have.
+    """
+    check_wrk()
+    lengths = sorted({*plan.lengths, COMPARED_LENGTH} if plan.rounds else set(plan.lengths))
+    encoder = SentenceEncoder.open(str(folder), device=plan.device, query_prompt="", passage_prompt="")
+    device = encoder.model.device.type
+    rate = matrix_rate(device)
+    texts = {length: shapes.texts(encoder, length, _TEXTS) for length in lengths}
+    flops = {length: length * shapes.flops_a_token(encoder.model, length) for length in lengths}
+    alone = {}
+    for length in plan.lengths:
+        alone[length] = _in_process(encoder, texts[length], length, plan.seconds)
+        advance(1)
+    del encoder  # and the device's memory
+    environment = {
+        "YEOUL_ENCODER__MODEL": str(folder),
+        "YEOUL_ENCODER__DEVICE": device,
+        "YEOUL_ENCODER__QUERY_PROMPT": "",
+        "YEOUL_ENCODER__PASSAGE_PROMPT": "",
+    }
+    bodies = {length: [_body(text) for text in of_length] for length, of_length in texts.items()}
+    cells = []
+    with served(deployment, **environment) as (server, _):
+        for length in plan.lengths:
+            found = _loaded(server.url, bodies[length], plan.connections, plan.seconds)
+            cells.append(_cell(name, length, found, alone[length], flops[length] / rate))
+            advance(1)
+    comparisons = _compared(deployment, environment, folder, texts[COMPARED_LENGTH], plan) if plan.rounds else ()
+    return Figures(
+        model=name,
+        device=device,
+        connections=plan.connections,
+        matrix_rate=rate,
+        cells=tuple(cells),
+        comparisons=tuple(comparisons),
+    )
+
+
+def _cell(name: str, length: int, http: ClosedLoop, alone: _Alone, share: float) -> Cell:
+    """`share`: of the device, for each text a second."""
+    batches = [seconds * 1000 for seconds in alone.batches]
+    p50, p95, p99 = (float(value) for value in np.percentile(batches, [50, 95, 99]))
+    published = dict(zip(LENGTHS, PUBLISHED.get(name, ()), strict=False))
+    answered = http.rate > 0
+    nothing = float("nan")
+    return Cell(
+        length=length,
+        http=http.rate,
+        p50=http.percentiles[49] if answered else nothing,
+        p95=http.percentiles[94] if answered else nothing,
+        p99=http.percentiles[98] if answered else nothing,
+        outcomes=http.outcomes,
+        process=alone.rate,
+        batch=alone.size,
+        batch_p50=p50,
+        batch_p95=p95,
+        batch_p99=p99,
+        of_device=alone.rate * share,
+        http_of_device=http.rate * share,
+        published=published.get(length),
+    )
+
+
+def matrix_rate(device: str) -> float:
+    """Floating-point operations a second of the product of two square matrices on all of `device`, as the encoder computes:
+    in half precision on CUDA, else in single. 2 n³ for a side of n; the best of a second."""
+    import torch  # noqa: PLC0415 - a second to import
+
+    side = _MATRIX_SIDE[device]
+    matrix = torch.rand(side, side, device=device, dtype=torch.float16 if device == "cuda" else torch.float32)
+    best, end = float("inf"), time.perf_counter() + _MATRIX_SECONDS
+    while best == float("inf") or time.perf_counter() < end:
+        begun = time.perf_counter()
+        matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return float(2 * side**3 / best)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """In process: texts a second; texts of a batch; seconds of each."""
+
+    rate: float
+    size: float
+    batches: Sequence[float]
+
+
+def _in_process(encoder: SentenceEncoder, texts: Sequence[str], length: int, seconds: float) -> _Alone:
+    lined = LinedEncoder(Line(encoder, waiting=1))
+    batches: list[Batch] = []
+    lined.encode_passages(texts[:1])
+    lined.observe = batches.append
+    # So many at a time that the end of one call weighs little, and that a slow machine is soon done with one.
+    at_once = max(8, _BATCHES * encoder.batch_tokens // length)
+    done, begun = 0, time.perf_counter()
+    while not done or time.perf_counter() < begun + seconds:
+        start = done % len(texts)
+        done += len(lined.encode_passages(texts[start : start + at_once]))
+    rate = done / (time.perf_counter() - begun)
+    return _Alone(rate, statistics.fmean(len(one.waits) for one in batches), [one.worked for one in batches])
+
+
+def _body(text: str, **more: str) -> str:
+    return orjson.dumps({"input": text, **more}).decode()
+
+
+def _loaded(url: str, bodies: Sequence[str], connections: int, seconds: float, path: str = PATH) -> ClosedLoop:
+    warm = closed_loop(url, bodies, connections=connections, seconds=_WARM_UP_SECONDS, post_to=path)
+    first = warm.requests + connections
+    return closed_loop(url, bodies, connections=connections, seconds=seconds, first=first, post_to=path)
+
+
+def _compared(
+    deployment: Deployment, environment: Mapping[str, str], folder: Path, texts: Sequence[str], plan: Plan
+) -> Iterator[Comparison]:
+    """With batches and one by one; with batches and the peer."""
+    bodies = [_body(text) for text in texts]
+
+    @contextmanager
+    def ours(**more: str) -> Iterator[str]:
+        with served(deployment, **environment, **more) as (server, _):
+            yield server.url
+
+    def rate(started: AbstractContextManager[str], asked: Sequence[str], connections: int, path: str) -> float:
+        with started as url:
+            return _loaded(url, asked, connections, plan.seconds, path).rate
+
+    def in_turn(name: str, other: str, second: Callable[[], float], connections: int) -> Comparison:
+        seen = [(rate(ours(), bodies, connections, PATH), second()) for _ in range(plan.rounds)]
+        return Comparison(name=name, other=other, rates=tuple(a for a, _ in seen), others=tuple(b for _, b in seen))
+
+    many, few = plan.connections, plan.few
+    yield in_turn(
+        f"batches, {many} connections",
+        "one by one",
+        lambda: rate(ours(YEOUL_ENCODER__BATCH_SIZE="1"), bodies, many, PATH),
+        many,
+    )
+    if (peer := plan.peer) is not None:
+        from indexers.benchmarks import infinity  # noqa: PLC0415 - where it is asked for
+
+        named = [_body(text, model=infinity.MODEL) for text in texts]
+        yield in_turn(
+            f"Yeoul, {few} connections", infinity.NAME, lambda: rate(peer(folder), named, few, infinity.PATH), few
+        )
