@@ -114,7 +114,7 @@ def test_one_and_many_are_refused_alike_and_searches_and_the_indexer_never(held:
             with pytest.raises(Overloaded, match="an embedding"):
                 embedded(lined, *refused)
         searched = pool.submit(for_searches(lined).encode_queries, ["질문"])
-        until(lambda: lined._line.batcher.waiting == 6 + len(TEXTS), _PATIENCE, "the search should wait")
+        until(lambda: lined._line.batcher.waiting == 7 + len(TEXTS), _PATIENCE, "the search should wait")
         for future in taken:
             assert future.cancel()
         again = embedded(lined, "셋")  # whom nobody waits for any more takes no place

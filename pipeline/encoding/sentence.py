@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,13 +76,10 @@ class SentenceEncoder:
     ) -> None:
         """`model` is on its device, in the precision to run with; `name` is a readable name for `id`. A batch has at most
         `batch_size` texts and, padded, `batch_tokens` tokens (None: what is best on the device), or one text."""
-        import torch  # noqa: PLC0415 - as the library, on demand
-
         self._model = model.eval()
         self._prompts = prompts
         self.batch_size = batch_size
         self._batch_tokens = batch_tokens
-        self._processors = torch.get_num_threads()
         self._prompt_of: dict[str, str] = {"query": prompts.query, "document": prompts.passage}
         self._tokenising = Tokenising.like(model, self._prompt_of)  # None: the library does it
         self._id = f"{name}:{_fingerprint(model, prompts)[:12]}"
@@ -149,7 +147,7 @@ class SentenceEncoder:
     def workers(self) -> int:
         """How many batches should be worked on at once. On processors each by its own: several on one wait for each other longer
         than they work as soon as anybody else has something to do there. On a GPU one is read back while the next is sent."""
-        return 2 if self._model.device.type == "cuda" else min(self._processors, _MOST_WORKERS)
+        return 2 if self._model.device.type == "cuda" else min(_processors(), _MOST_WORKERS)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         return self._encoded(texts, "query")
@@ -211,17 +209,19 @@ class SentenceEncoder:
     def _rows(self, batch: Sequence[Prepared]) -> FloatArray:
         import torch  # noqa: PLC0415 - loaded long ago
 
-        if torch.get_num_threads() != (threads := max(1, self._processors // self.workers)):
-            torch.set_num_threads(threads)  # of this thread alone; a new one begins with what another has set last
-        tokens = [one.tokens for one in batch if one.tokens is not None]
-        if self._tokenising is None or len(tokens) < len(batch):
-            return self._by_the_library(batch)
-        model = self._model
-        with torch.inference_mode():
-            features = self._tokenising.features(tokens)
-            there = {n: f.to(model.device) if isinstance(f, torch.Tensor) else f for n, f in features.items()}
-            found: FloatArray = model(there)["sentence_embedding"].float().cpu().numpy()
-        return found
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, _processors() // self.workers))
+        try:
+            tokens = [one.tokens for one in batch if one.tokens is not None]
+            if self._tokenising is None or len(tokens) < len(batch):
+                return self._by_the_library(batch)
+            with torch.inference_mode():
+                features = self._tokenising.features(tokens)
+                there = {n: f.to(self._model.device) if isinstance(f, torch.Tensor) else f for n, f in features.items()}
+                found: FloatArray = self._model(there)["sentence_embedding"].float().cpu().numpy()
+            return found
+        finally:
+            torch.set_num_threads(threads)  # of this thread; but a new one begins with what was set last in any
 
     def _by_the_library(self, batch: Sequence[Prepared]) -> FloatArray:
         rows = np.zeros((len(batch), self._dim), dtype=np.float32)
@@ -246,6 +246,14 @@ class SentenceEncoder:
             )
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         return (rows / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)
+
+
+@cache
+def _processors() -> int:
+    """For torch, as the environment or the machine says: asked once, for other threads set it for a moment."""
+    import torch  # noqa: PLC0415 - as the library, on demand
+
+    return torch.get_num_threads()
 
 
 def _batches(
