@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from indexers.benchmarks import shapes
-from indexers.benchmarks.encoding import LENGTHS, PUBLISHED, Comparison, matrix_rate
+from indexers.benchmarks.encoding import LENGTHS, PUBLISHED, Comparison, Served
 from indexers.commands.bench import bench_app
 from pipeline.encoding.sentence import SentenceEncoder
 from pipeline.errors import InvalidInput
@@ -85,15 +84,10 @@ def test_an_unknown_shape_names_those_that_there_are(tmp_path: Path) -> None:
         shapes.made("bert-huge", tmp_path)
 
 
-def test_the_rate_of_the_matrices_is_that_of_numpy_or_so() -> None:
-    matrix = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
-    assert matrix_rate("cpu") > 0
-    assert (matrix @ matrix).shape == (1024, 1024)
-
-
 def test_the_published_figures_have_their_lengths_and_a_ratio_is_of_medians() -> None:
     for rates in PUBLISHED.values():
         assert len(rates) == len(LENGTHS)
         assert list(rates) == sorted(rates, reverse=True)
-    assert Comparison(name="a", other="b", rates=(10, 90, 20), others=(10, 1, 10)).ratio == 2
-    assert math.isfinite(Comparison(name="a", other="b", rates=(1,), others=(0,)).ratio)
+    first, second = ([Served(rate, 1.0) for rate in rates] for rates in ((10, 90, 20), (10, 1, 10)))
+    assert Comparison(name="a", other="b", first=tuple(first), second=tuple(second)).ratio == 2
+    assert math.isfinite(Comparison(name="a", other="b", first=tuple(first), second=(Served(0, 0),)).ratio)

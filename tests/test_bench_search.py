@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import orjson
 import pytest
 
 from indexers.benchmarks.deployment import Deployment, prepared
-from indexers.benchmarks.memory import memory_of, rss_of, watched
+from indexers.benchmarks.memory import memory_of, processor_seconds, rss_of, watched
 from indexers.benchmarks.passages import NotFilled, filled
 from indexers.benchmarks.queries import queries
 from indexers.benchmarks.search import Comparison, Figures, Overload, Plan, Row, measured
@@ -194,3 +195,11 @@ def test_what_cannot_be_measured_is_told_before_anything_starts(
     assert outcome.code == code
     assert cure in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_process_had_the_time_that_it_worked() -> None:
+    before, begun = processor_seconds(os.getpid()), time.process_time()
+    while time.process_time() < begun + 0.2:
+        pass
+    assert processor_seconds(os.getpid()) - before == pytest.approx(0.2, abs=0.1)
+    assert math.isnan(processor_seconds(2**22 + 1))  # beyond the largest

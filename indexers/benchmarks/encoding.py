@@ -17,8 +17,10 @@ from types import MappingProxyType
 import numpy as np
 import orjson
 
-from indexers.benchmarks import shapes
+from indexers.benchmarks import infinity, shapes
 from indexers.benchmarks.deployment import Deployment, served
+from indexers.benchmarks.infinity import Started
+from indexers.benchmarks.memory import processor_seconds
 from indexers.benchmarks.report import Bars, Lines, ms, table
 from indexers.benchmarks.wrk import ClosedLoop, check_wrk, closed_loop
 from pipeline.encoding.batcher import Batch
@@ -43,8 +45,8 @@ _BATCHES = 8  # of a call in process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is measured: `seconds` of each cell; `rounds` of batching on and off, 0 for none, and, where `peer` gives the
-    address to post to and the name of its model, of that server, both with `few` connections."""
+    """What is measured: `seconds` of each cell; `rounds` of batching on and off, 0 for none, and, where a `peer` is given that
+    starts on a model, of Yeoul and that, with `few` connections."""
 
     lengths: Sequence[int] = LENGTHS
     connections: int = 256
@@ -52,7 +54,7 @@ class Plan:
     rounds: int = 2
     few: int = 32
     device: Device = "auto"
-    peer: Callable[[Path], AbstractContextManager[str]] | None = None
+    peer: Callable[[Path], AbstractContextManager[Started]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +78,31 @@ class Cell:
     published: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server did in a round: answers a second, and milliseconds of the processors for each of them."""
+
+    rate: float
+    cpu: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Answers a second at `COMPARED_LENGTH` of two servers in turn, by round."""
+    """Two servers in turn at `COMPARED_LENGTH`, by round."""
 
     name: str
     other: str
-    rates: tuple[float, ...]
-    others: tuple[float, ...]
+    first: tuple[Served, ...]
+    second: tuple[Served, ...]
 
     @property
     def ratio(self) -> float:
-        """Of the medians; above 1: the first is faster."""
-        return statistics.median(self.rates) / max(statistics.median(self.others), 1e-9)
+        """Of the medians of the rates; above 1: the first is faster."""
+        return _median(self.first, "rate") / max(_median(self.second, "rate"), 1e-9)
+
+
+def _median(rounds: Sequence[Served], what: str) -> float:
+    return float(statistics.median(getattr(one, what) for one in rounds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +127,13 @@ class Figures:
             [_told(cell, published=published) for cell in self.cells],
         )  # fmt: skip
         compared = [
-            [f"{one.name} / {one.other}", _rates(one.rates), _rates(one.others), f"{one.ratio:.2f}"]
+            [f"{one.name} / {one.other}", _rates(one.first), _rates(one.second), f"{one.ratio:.2f}"]
             for one in self.comparisons
         ]
-        headings = [f"{COMPARED_LENGTH} tokens, answers a second in turn", "the first", "the second", "of the medians"]
+        headings = [
+            f"{COMPARED_LENGTH} tokens, answers a second by round (processors' ms for one)",
+            "the first", "the second", "of the medians",
+        ]  # fmt: skip
         return f"{cells}\n\n{table(headings, compared)}" if compared else cells
 
     def panel(self) -> Lines | Bars:
@@ -142,8 +159,8 @@ def _told(cell: Cell, *, published: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def _rates(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:,.1f}" for rate in rates)
+def _rates(rounds: Sequence[Served]) -> str:
+    return f"{', '.join(f'{one.rate:,.1f}' for one in rounds)} ({_median(rounds, 'cpu'):.1f})"
 
 
 def measured(
@@ -171,11 +188,12 @@ def measured(
         "YEOUL_ENCODER__QUERY_PROMPT": "",
         "YEOUL_ENCODER__PASSAGE_PROMPT": "",
     }
-    bodies = {length: [_body(text) for text in of_length] for length, of_length in texts.items()}
     cells = []
     with served(deployment, **environment) as (server, _):
         for length in plan.lengths:
-            found = _loaded(server.url, bodies[length], plan.connections, plan.seconds)
+            bodies, many = [_body(text) for text in texts[length]], plan.connections
+            first = _warmed_up(server.url, bodies, many, PATH)
+            found = closed_loop(server.url, bodies, connections=many, seconds=plan.seconds, first=first, post_to=PATH)
             cells.append(_cell(name, length, found, alone[length], flops[length] / rate))
             advance(1)
     comparisons = _compared(deployment, environment, folder, texts[COMPARED_LENGTH], plan) if plan.rounds else ()
@@ -259,10 +277,10 @@ def _body(text: str, **more: str) -> str:
     return orjson.dumps({"input": text, **more}).decode()
 
 
-def _loaded(url: str, bodies: Sequence[str], connections: int, seconds: float, path: str = PATH) -> ClosedLoop:
+def _warmed_up(url: str, bodies: Sequence[str], connections: int, path: str) -> int:
+    """The number of the next body."""
     warm = closed_loop(url, bodies, connections=connections, seconds=_WARM_UP_SECONDS, post_to=path)
-    first = warm.requests + connections
-    return closed_loop(url, bodies, connections=connections, seconds=seconds, first=first, post_to=path)
+    return warm.requests + connections
 
 
 def _compared(
@@ -272,29 +290,29 @@ def _compared(
     bodies = [_body(text) for text in texts]
 
     @contextmanager
-    def ours(**more: str) -> Iterator[str]:
+    def ours(**more: str) -> Iterator[Started]:
         with served(deployment, **environment, **more) as (server, _):
-            yield server.url
+            assert server.process is not None
+            yield server.url, server.process.pid
 
-    def rate(started: AbstractContextManager[str], asked: Sequence[str], connections: int, path: str) -> float:
-        with started as url:
-            return _loaded(url, asked, connections, plan.seconds, path).rate
-
-    def in_turn(name: str, other: str, second: Callable[[], float], connections: int) -> Comparison:
-        seen = [(rate(ours(), bodies, connections, PATH), second()) for _ in range(plan.rounds)]
-        return Comparison(name=name, other=other, rates=tuple(a for a, _ in seen), others=tuple(b for _, b in seen))
+    def seen(started: AbstractContextManager[Started], asked: Sequence[str], connections: int, path: str) -> Served:
+        with started as (url, pid):
+            first = _warmed_up(url, asked, connections, path)
+            before = processor_seconds(pid)
+            found = closed_loop(url, asked, connections=connections, seconds=plan.seconds, first=first, post_to=path)
+            spent = processor_seconds(pid) - before
+        return Served(found.rate, spent * 1000 / max(1, found.requests))
 
     many, few = plan.connections, plan.few
-    yield in_turn(
-        f"batches, {many} connections",
-        "one by one",
-        lambda: rate(ours(YEOUL_ENCODER__BATCH_SIZE="1"), bodies, many, PATH),
-        many,
-    )
+    pairs = [(seen(ours(), bodies, many, PATH), seen(ours(YEOUL_ENCODER__BATCH_SIZE="1"), bodies, many, PATH))
+             for _ in range(plan.rounds)]  # fmt: skip
+    yield _comparison(f"batches, {many} connections", "one by one", pairs)
     if (peer := plan.peer) is not None:
-        from indexers.benchmarks import infinity  # noqa: PLC0415 - where it is asked for
-
         named = [_body(text, model=infinity.MODEL) for text in texts]
-        yield in_turn(
-            f"Yeoul, {few} connections", infinity.NAME, lambda: rate(peer(folder), named, few, infinity.PATH), few
-        )
+        pairs = [(seen(ours(), bodies, few, PATH), seen(peer(folder), named, few, infinity.PATH))
+                 for _ in range(plan.rounds)]  # fmt: skip
+        yield _comparison(f"Yeoul, {few} connections", infinity.NAME, pairs)
+
+
+def _comparison(name: str, other: str, pairs: Sequence[tuple[Served, Served]]) -> Comparison:
+    return Comparison(name=name, other=other, first=tuple(a for a, _ in pairs), second=tuple(b for _, b in pairs))

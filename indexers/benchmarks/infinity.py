@@ -21,14 +21,16 @@ from indexers.benchmarks.deployment import free_port
 NAME = "infinity-emb"
 MODEL = "measured"  # what it calls the model
 PATH = "/embeddings"
+Started = tuple[str, int]  # the address of a server that is ready, and its process
+
 _PEER = Peer(NAME, "infinity_server")
 _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 
 
 @contextmanager
-def infinity(model: Path, *, device: str, environments: Path) -> Iterator[str]:
-    """The address of a server of the SentenceTransformer in `model`, ready. Raises NotMeasured."""
+def infinity(model: Path, *, device: str, environments: Path) -> Iterator[Started]:
+    """A server of the SentenceTransformer in `model`. Raises NotMeasured."""
     python = python_of(_PEER, environments)
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [
@@ -49,7 +51,7 @@ def infinity(model: Path, *, device: str, environments: Path) -> Iterator[str]:
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip().splitlines()
                 raise NotMeasured(f"{NAME} was not ready: {said[-1] if said else 'it said nothing'}")
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
             try:

@@ -1,7 +1,8 @@
-"""What a process and its children hold in memory, as Linux tells it in /proc; NaN where there is none."""
+"""What a process and its children hold in memory, and what time it had, as Linux tells it in /proc; NaN where there is none."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -41,6 +42,16 @@ def rss_of(pid: int) -> float:
     """MB of the process and everything it started, at next to no cost."""
     found = [amount for one in _family(pid) if (amount := _rss(one)) is not None]
     return sum(found) / _KB_PER_MB if found else float("nan")
+
+
+def processor_seconds(pid: int) -> float:
+    """Of the processors, for the process alone, all its threads together."""
+    try:
+        after_name = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    user, system = after_name[11:13]  # proc(5): fields 14 and 15
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
