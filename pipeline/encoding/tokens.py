@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _LONG = "은행 a loan, 1 "  # again and again it is longer than any model reads
 _PROBES = ("", " a  b ", "은행에서 돈을 빌리는 방법, and a Loan of €1!")
+# So many are done before a batch of them has its threads together; and one by one the GIL is kept, which in a busy process is
+# given back after milliseconds only.
+_FEW = 4
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 _KINDS = (
     "Transformer",
@@ -82,12 +85,12 @@ class Tokenising:
     def tokens(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
         """Of each of `texts`, with `prompt` in front."""
         before = self.count([prompt])[0] if prompt else 0
-        encodings = self.tokenizer.encode_batch([prompt + text for text in texts] if prompt else list(texts))
+        encodings = self._encodings([prompt + text for text in texts] if prompt else texts)
         return [Tokens(e.ids, e.type_ids, max(0, self._length(e) - before)) for e in encodings]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has by itself, without special ones, however long it is."""
-        return [self._length(encoding) for encoding in self.tokenizer.encode_batch(list(texts))]
+        return [self._length(encoding) for encoding in self._encodings(texts)]
 
     def features(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """What the model reads: int64 tensors (texts, longest text), padded behind."""
@@ -99,6 +102,11 @@ class Tokenising:
             for name, array in arrays.items():
                 array[row, : len(tokens.ids)] = _values(name, tokens)
         return {name: torch.from_numpy(array) for name, array in arrays.items()} | dict(self.constant)
+
+    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        if len(texts) > _FEW:
+            return self.tokenizer.encode_batch(list(texts))
+        return [self.tokenizer.encode(text) for text in texts]
 
     def _length(self, encoding: Encoding) -> int:
         return sum(len(part.ids) - self.specials for part in (encoding, *encoding.overflowing))
