@@ -28,6 +28,11 @@ _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 
 
+def install(environments: Path) -> None:
+    """Makes its environment where there is none yet. Raises NotMeasured: before something is measured for minutes."""
+    python_of(_PEER, environments)
+
+
 @contextmanager
 def infinity(model: Path, *, device: str, environments: Path) -> Iterator[Started]:
     """A server of the SentenceTransformer in `model`. Raises NotMeasured."""

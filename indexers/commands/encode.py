@@ -39,7 +39,7 @@ def bench_encode(
 
     from indexers.benchmarks import encoding
     from indexers.benchmarks.deployment import prepared
-    from indexers.benchmarks.infinity import infinity
+    from indexers.benchmarks.infinity import infinity, install
     from indexers.benchmarks.shapes import made
 
     check_plot(plot_file)
@@ -47,6 +47,8 @@ def bench_encode(
         tell("there is no GPU here that torch sees: the CPU is measured instead")
     where: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() and device != "cpu" else "cpu"
     environments = Path(platformdirs.user_cache_dir("yeoul")) / "peers"
+    if against:
+        install(environments)
     plan = encoding.Plan(
         lengths=length or encoding.LENGTHS,
         connections=connections,
