@@ -18,6 +18,7 @@ from pipeline.documents import Article, Passage
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.evaluation.cache import ArrayCache, Key
 from pipeline.evaluation.datasets import Corpus
+from pipeline.index import packing
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.manifest import Manifest
 from pipeline.index.packing import packed, unpacked
@@ -29,7 +30,7 @@ from pipeline.retrieval.searcher import FusionParameters
 _BATCH_DOCUMENTS = 512  # analysed and encoded at a time: some megabytes of morphemes
 _BATCH_PASSAGES = 4096  # taken from the cache at a time
 _REVISION = 1  # of every document: nothing is ever replaced here
-_CACHE_FORMAT = 1  # raise it when the arrays in the cache change
+_CACHE_FORMAT = [1, packing.FORMAT]  # raise the first when the arrays in the cache change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

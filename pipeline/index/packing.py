@@ -11,6 +11,7 @@ from pyarrow import Codec
 from pipeline.documents import Passage, parsed_time
 from pipeline.index.rows import differences, spans
 
+FORMAT = 2  # of the bytes: raise it with every change, as they are kept on disk too
 _LZ4 = Codec("lz4_raw")
 _SIZE_BYTES = 4  # of the JSON: it stands before what is compressed, which does not tell it
 

@@ -16,11 +16,12 @@ import orjson
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pipeline.index import packing
 from pipeline.index.resident import ResidentEngine
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 3  # of the arrays: raise it with every change of what `ResidentEngine.state` gives
+_FORMAT = [2, packing.FORMAT]  # raise the first with every change of the arrays that `ResidentEngine.state` gives
 _HEADER = "yeoul"
 
 
