@@ -29,7 +29,7 @@ from pipeline.index.packing import packed, unpacked
 from pipeline.index.vectors import Nearest, vectors_on
 
 _PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_QUERIES_A_THREAD = 8  # of a batch at least: with fewer, reading the matrix once more costs what the thread saves
+_QUERIES_A_THREAD = 3  # of a batch at least: with fewer, reading the matrix once more costs what the thread saves
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
 
 Mask = NDArray[np.bool_]
