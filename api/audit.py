@@ -155,7 +155,7 @@ class Auditing:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        status: int | None = None  # stays so where the client went away before an answer
+        status: int | None = None  # stays so where no answer is begun
 
         async def watched(message: Message) -> None:
             nonlocal status

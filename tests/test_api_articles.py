@@ -293,5 +293,5 @@ def test_a_client_that_goes_away_is_no_error_and_leaves_nothing(
         connection.close()
         until(audited, 60, "the call is not told of to its end")
     assert [record.levelname for record in caplog.records if record.name != "yeoul.audit"] == ["INFO"]
-    assert ['"status":null' in line for line in audited()] == [True]
+    assert ['"status":499' in line for line in audited()] == [True]
     assert client.get("/v1/articles/half").status_code == 404
