@@ -6,23 +6,20 @@ Who goes away while he waits is not encoded for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
+from api.leaving import Gone, unless_gone
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.encoding.line import LinedEncoder
 from pipeline.encoding.sentence import Task
 
 _LONG_CHARS = 4_000  # together: a millisecond of a tokenizer, which the event loop can spare
-_WATCHED_SECONDS = 0.25  # a wait that takes longer is worth a look whether somebody still waits
-
-Gone = Callable[[], Awaitable[object]]
 
 
 async def embedded(encoder: Encoder, texts: Sequence[str], task: Task, gone: Gone) -> tuple[FloatArray, int]:
@@ -57,29 +54,20 @@ async def _all(futures: Sequence[Future[FloatArray]], gone: Gone) -> list[FloatA
     done: asyncio.Future[None] = loop.create_future()
     ended = count(1)
 
-    def end(error: Exception | None = None) -> None:
+    def end() -> None:
         if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
+            done.set_result(None)
 
     def one_ended(_future: Future[FloatArray]) -> None:
         if next(ended) == len(futures):
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(end)
 
-    async def watch() -> None:
-        await gone()
-        end(ClientDisconnect())
-
-    watching: list[asyncio.Task[None]] = []
-    due = loop.call_later(_WATCHED_SECONDS, lambda: watching.append(loop.create_task(watch())))
     try:
         for future in futures:
             future.add_done_callback(one_ended)
-        await done
+        await unless_gone(done, gone)
         return [future.result() for future in futures]
     finally:
-        due.cancel()
-        for task in watching:
-            task.cancel()
         for future in futures:
             future.cancel()

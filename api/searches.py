@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import answer
+from api.leaving import Gone, unless_gone
 from api.telemetry import Metrics
 from pipeline.connected import Connected
 from pipeline.encoding.batcher import Batcher
@@ -47,9 +48,11 @@ class Searches:
         except NotReady:
             return None
 
-    async def result(self, request: SearchRequest) -> SearchResult:
-        """What `Searcher.search` gives or raises; whoever gives up waiting for it is not searched for. Raises Overloaded."""
-        return await asyncio.wrap_future(self._in_force().submit(request))
+    async def result(self, request: SearchRequest, gone: Gone | None = None) -> SearchResult:
+        """What `Searcher.search` gives or raises; whoever gives up waiting for it is not searched for. `gone` returns when
+        nobody waits any more. Raises Overloaded, ClientDisconnect."""
+        future = asyncio.wrap_future(self._in_force().submit(request))
+        return await future if gone is None else await unless_gone(future, gone)
 
     def close(self) -> None:
         """Ends after the searches under way; the others are refused."""

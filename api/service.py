@@ -23,6 +23,7 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.freshness import FreshnessWatch
+from api.leaving import Gone
 from api.searches import Searches
 from api.telemetry import Gauges, Metrics
 from pipeline.assembly import Assembly
@@ -135,14 +136,15 @@ class Service:
 
     # ---- what callers do
 
-    async def search(self, request: SearchRequest, *, min_seq: int = 0) -> SearchResult:
-        """Answers from a state in which the change accepted as `min_seq` is applied; 0 waits for nothing.
+    async def search(self, request: SearchRequest, *, min_seq: int = 0, gone: Gone | None = None) -> SearchResult:
+        """Answers from a state in which the change accepted as `min_seq` is applied; 0 waits for nothing. `gone` returns when
+        nobody waits any more.
 
-        Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time.
+        Raises InvalidQuery for a `min_seq` that was never given, NotReady where it is not applied in time, ClientDisconnect.
         """
         if min_seq:
             await self.applied(min_seq)
-        result = await self._searches.result(request)
+        result = await self._searches.result(request, gone)
         self.metrics.search(result.timings, result.degraded)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pipeline.encoding.encoder import Encoder
 from pipeline.korean.morphemes import Analyser
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import Searcher
-from tests.api_server import assembly_of, settings_in
+from tests.api_server import assembly_of, running, settings_in
 from tests.faults import until
 
 _PATIENCE = 60.0  # seconds; only a test that fails waits for so long
@@ -140,3 +141,23 @@ def test_where_milvus_answers_its_own_line_is_asked_at_the_door(
             assert client.get("/v1/search").status_code == 422
     finally:
         assembly.close()
+
+
+def test_for_who_goes_away_while_he_waits_nothing_is_searched(
+    tmp_path: Path, analyser: Analyser, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(settings_in(tmp_path), analyser, encoder) as server, server.client(key=None) as client:
+        gate = Gate(monkeypatch)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(client.get, "/v1/search", params={"q": "전세"})
+            assert gate.begun.acquire(timeout=_PATIENCE)
+            with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+                leaving.sendall(b"GET /v1/search?q=gone HTTP/1.1\r\nHost: x\r\n\r\n")
+                until(lambda: server.app.state.service._searches.waiting == 1, _PATIENCE, "his search should wait")
+            ended = 'yeoul_http_request_seconds_count{method="GET",route="/v1/search",status="499"} 1.0'
+            until(lambda: ended in client.get("/metrics").text, _PATIENCE, "nobody noticed that he went away")
+            last = pool.submit(client.get, "/v1/search", params={"q": "월세"})
+            until(lambda: server.app.state.service._searches.waiting == 2, _PATIENCE, "the last one should wait")
+            gate.open.set()
+            assert [one.result(_PATIENCE).status_code for one in (first, last)] == [200, 200]
+    assert gate.batches == [["전세"], ["월세"]]

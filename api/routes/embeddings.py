@@ -9,12 +9,14 @@ from pydantic import ValidationError
 
 from api.embeddings import embedded
 from api.errors import documented, invalid_field
+from api.leaving import gone_of
 from api.requests import json_object
 from api.responses import Json, Plain
 from api.schemas import MAX_TEXT_CHARS, EmbeddingsAnswer, EmbeddingsRequest, body_of
 from api.security import KEY_OPTIONAL, check_reader
 from api.service import Service
 from pipeline.encoding.encoder import FloatArray
+from pipeline.encoding.sentence import Task
 from pipeline.errors import InvalidQuery, TooLarge
 
 router = APIRouter(tags=["embeddings"], route_class=Plain)
@@ -41,12 +43,8 @@ async def embeddings(request: Request) -> Json:
     encoder = service.assembly.parts.encoder
     if wanted.dimensions not in (None, encoder.dim):
         raise InvalidQuery("dimensions", wanted.dimensions, f"{encoder.dim}, or left out")
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    vectors, tokens = await embedded(encoder, texts, "query" if wanted.input_type == "query" else "document", gone)
+    task: Task = "query" if wanted.input_type == "query" else "document"
+    vectors, tokens = await embedded(encoder, texts, task, gone_of(request))
     written = _base64 if wanted.encoding_format == "base64" else _numbers
     return Json(
         {

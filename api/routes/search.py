@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.errors import documented, invalid_field
+from api.leaving import gone_of
 from api.responses import Json, Plain
 from api.schemas import MAX_SEQ, Filtering, SearchAnswer
 from api.searches import SEARCH_PATH
@@ -92,7 +93,7 @@ async def search(request: Request) -> Json:
         cursor=asked.cursor,
     )
     service: Service = request.app.state.service
-    result = await service.search(wanted, min_seq=asked.min_seq)
+    result = await service.search(wanted, min_seq=asked.min_seq, gone=gone_of(request))
     return Json(unified(result, query=asked.q, explain=asked.explain))
 
 
