@@ -71,57 +71,32 @@ class Metrics:
         if self.shared:
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown)  # type: ignore[no-untyped-call]
-        self._requests = Histogram(
-            "yeoul_http_request_seconds",
-            "Time to answer a request",
-            ("method", "route", "status"),
-            buckets=_SECONDS,
-            registry=self._registry,
+        counter = partial(Counter, registry=self._registry)
+        sizes = partial(Histogram, buckets=_SIZES, registry=self._registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=self._registry)
+        self._requests = seconds(
+            "yeoul_http_request_seconds", "Time to answer a request", ("method", "route", "status")
         )
-        self._stages = Histogram(
-            "yeoul_search_stage_seconds",
-            "Time of a search's stage",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._stages = seconds("yeoul_search_stage_seconds", "Time of a search's stage", ("stage",))
+        self._waits = seconds("yeoul_search_wait_seconds", "Time a search waits for its turn")
+        self._batches = sizes("yeoul_search_batch_size", "Searches that are answered together")
+        self._worked = seconds("yeoul_search_batch_seconds", "Time of the work on a batch")
+        self._encoder_waits = seconds(
+            "yeoul_encoder_wait_seconds", "Time a text waits for the SentenceTransformer", ("urgency",)
         )
-        self._waits = Histogram(
-            "yeoul_search_wait_seconds",
-            "Time a search waits for its turn",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._batches = Histogram(
-            "yeoul_search_batch_size", "Searches that are answered together", buckets=_SIZES, registry=self._registry
-        )
-        self._worked = Histogram(
-            "yeoul_search_batch_seconds", "Time of the work on a batch", buckets=_SECONDS, registry=self._registry
-        )
-        of_encoder = partial(Histogram, labelnames=("urgency",), registry=self._registry)
-        self._encoder_waits = of_encoder(
-            "yeoul_encoder_wait_seconds", "Time a text waits for the SentenceTransformer", buckets=_SECONDS
-        )
-        self._encoder_batches = of_encoder("yeoul_encoder_batch_size", "Texts that it encodes together", buckets=_SIZES)
-        self._encoder_worked = of_encoder("yeoul_encoder_batch_seconds", "Time of its work on them", buckets=_SECONDS)
-        self._loop_lag = Histogram(
+        self._encoder_batches = sizes("yeoul_encoder_batch_size", "Texts that it encodes together", ("urgency",))
+        self._encoder_worked = seconds("yeoul_encoder_batch_seconds", "Time of its work on them", ("urgency",))
+        self._loop_lag = seconds(
             "yeoul_event_loop_lag_seconds",
             "How much later than it wanted the event loop came to a task that waits for nothing else",
-            buckets=_SECONDS,
-            registry=self._registry,
         )
-        self._degraded = Counter(
-            "yeoul_search_degraded", "Searches answered without a part", ("part",), registry=self._registry
-        )
-        self._fresh = Histogram(
+        self._degraded = counter("yeoul_search_degraded", "Searches answered without a part", ("part",))
+        self._fresh = seconds(
             "yeoul_freshness_seconds",
             "From the acceptance of a change to the moment when searches of this process see it",
             ("change", "origin"),
-            buckets=_SECONDS,
-            registry=self._registry,
         )
-        self._mended = Counter(
-            "yeoul_index_mended", "Articles in memory that were not as the registry said", registry=self._registry
-        )
+        self._mended = counter("yeoul_index_mended", "Articles in memory that were not as the registry said")
         # To find a histogram by its labels takes longer than to observe; both have few.
         self._of_request = cache(lambda method, route, status: self._requests.labels(method, route, str(status)))
         self._of_stage = cache(self._stages.labels)
