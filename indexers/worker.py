@@ -19,7 +19,8 @@ from functools import partial
 from indexers.sweeping import sweeping
 from pipeline.documents import Change
 from pipeline.errors import InvalidInput, TooLarge, Unavailable, YeoulError
-from pipeline.ingest import AnalysedPassage, Ingest, Written
+from pipeline.ingest import Ingest, Written
+from pipeline.passages import AnalysedPassage
 from pipeline.storage import leases
 from pipeline.storage.acceptance import BULK
 from pipeline.storage.articles import ArticleStore

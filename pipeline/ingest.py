@@ -8,26 +8,20 @@ it was, and doing a change twice gives the same rows. Knows neither the clock no
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from operator import itemgetter
 
 import numpy as np
-from kiwipiepy import Token
 
-from pipeline.chunking import Piece, TokenCounter, chunk, title_budget
-from pipeline.cleaning import CleanText, clean, clean_title
-from pipeline.documents import Article, Change, Passage, Span, passage_id
-from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder
-from pipeline.encoding.sentence import Prompts
+from pipeline.documents import Change, Passage, passage_id
+from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
-from pipeline.korean.morphemes import Analyser, Term, terms_of
+from pipeline.passages import AnalysedPassage, Passages, encode
 from pipeline.storage.acceptance import PUSH
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease
@@ -38,28 +32,9 @@ log = logging.getLogger(__name__)
 Read = Callable[[Sequence[str]], tuple[list[Passage], FloatArray]]  # ids → passages and their vectors, float32 (n, dim)
 KnownVectors = Mapping[tuple[str, str], FloatArray]  # (article id, content hash) → vector, float32 (dim,)
 
-_TERM_START = itemgetter(1)
 _TOLD_TOGETHER = 100  # passages; taking them in stops searches for some 15 ms
 _CARRIED_PASSAGES = 32  # an article of more is read from the collection: 32 are some 200 kB
 _CARRIED_SECONDS = 60.0  # who follows the log is behind by less than a second, mostly
-_SPECIAL_TOKENS = 4  # begin, end and separator tokens, and one where a sentence's edge is cut otherwise in context
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkingParameters:
-    """Budget of a passage in the encoder's tokens, and how many sentences neighbours share."""
-
-    max_tokens: int = 192
-    overlap_sentences: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysedPassage:
-    """A passage, its title as encoders read it (long ones cut), and all morphemes of that title and the text."""
-
-    passage: Passage
-    carried_title: str
-    morphemes: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,141 +45,6 @@ class Written:
     deleted: int
     passages: int
     encoded: int
-
-
-class Passages:
-    """Articles → passages with their terms, by one Kiwi pass."""
-
-    def __init__(self, analyser: Analyser, encoder: Encoder, parameters: ChunkingParameters) -> None:
-        self._analyser = analyser
-        self._encoder = encoder
-        self._parameters = parameters
-        self._reads_morphemes = isinstance(encoder, MorphemeEncoder)
-
-    def of(self, articles: Sequence[tuple[int, Article]]) -> list[list[AnalysedPassage]]:
-        """The passages of each (revision, article); an article whose text is empty gives one of its title alone."""
-        cleaned = [(clean_title(article.title), clean(article.body, article.format)) for _, article in articles]
-        texts = chain.from_iterable((title, body.text) for title, body in cleaned)
-        analysed = self._analyser.analyse(texts)
-        made = []
-        for (revision, article), (title, body) in zip(articles, cleaned, strict=True):
-            title_morphemes, morphemes = next(analysed), next(analysed)
-            made.append(self._passages(revision, article, title, title_morphemes, body, morphemes))
-        return made
-
-    def _passages(
-        self,
-        revision: int,
-        article: Article,
-        title: str,
-        title_morphemes: list[Token],
-        body: CleanText,
-        morphemes: list[Token],
-    ) -> list[AnalysedPassage]:
-        budget = self._budget()
-        count_title, count = self._counter(title, title_morphemes), self._counter(body.text, morphemes)
-        carried_end = _end_within(len(title), count_title, title_budget(budget))
-        pieces = chunk(
-            body,
-            morphemes,
-            count,
-            budget=budget,
-            title_tokens=count_title([(0, carried_end)])[0],
-            overlap=self._parameters.overlap_sentences,
-        )
-        template = Passage(
-            article_id=article.id,
-            revision=revision,
-            ordinal=0,
-            title=title,
-            text="",
-            terms=(),
-            term_spans=(),
-            title_terms=tuple(form for form, _, _ in terms_of(title_morphemes)),
-            sentence_spans=(),
-            url=article.url,
-            category=article.category,
-            series=article.series,
-            tags=article.tags,
-            source=article.source,
-            published_at=article.published_at,
-            quality=article.quality,
-        )
-        if not pieces:  # the title is all there is
-            carried_end = _end_within(len(title), count_title, budget)
-        carried = AnalysedPassage(
-            template, title[:carried_end], tuple(t for t in title_morphemes if t.start < carried_end)
-        )
-        if not pieces:
-            return [carried]
-        terms, starts = terms_of(morphemes), [token.start for token in morphemes]
-        return [self._passage(n, carried, piece, body, morphemes, starts, terms) for n, piece in enumerate(pieces)]
-
-    def _passage(
-        self,
-        ordinal: int,
-        carried: AnalysedPassage,
-        piece: Piece,
-        body: CleanText,
-        morphemes: Sequence[Token],
-        starts: Sequence[int],
-        terms: Sequence[Term],
-    ) -> AnalysedPassage:
-        """The passage of `piece`; `carried` is the one of the title alone."""
-        heading = piece.heading
-        parts: list[tuple[Span, int]] = []  # (span of the clean text, where it begins in the passage's text)
-        if heading is not None:
-            parts.append((heading, 0))
-        text_start = heading[1] - heading[0] + 1 if heading is not None else 0
-        parts.append(((piece.start, piece.end), text_start))
-        forms: list[str] = []
-        spans: list[Span] = []
-        for (start, end), at in parts:
-            inside, shift = _within(terms, start, end), at - start
-            forms += [form for form, _, _ in inside]
-            spans += [(first + shift, last + shift) for _, first, last in inside]
-        sentences = [
-            (start - piece.start + text_start, end - piece.start + text_start) for start, end in piece.sentences
-        ]
-        if heading is not None:
-            sentences.insert(0, (0, heading[1] - heading[0]))
-        tokens = [
-            t for (start, end), _ in parts for t in morphemes[bisect_left(starts, start) : bisect_left(starts, end)]
-        ]
-        passage = replace(
-            carried.passage,
-            ordinal=ordinal,
-            text="\n".join(body.text[start:end] for (start, end), _ in parts),
-            terms=tuple(forms),
-            term_spans=tuple(spans),
-            sentence_spans=tuple(sentences),
-        )
-        return AnalysedPassage(passage, carried.carried_title, (*carried.morphemes, *tokens))
-
-    def _budget(self) -> int:
-        longest = self._encoder.max_tokens
-        if longest is None:
-            return self._parameters.max_tokens
-        return max(1, min(self._parameters.max_tokens, longest - _SPECIAL_TOKENS - self._prompt_tokens()))
-
-    def _prompt_tokens(self) -> int:
-        prompts: Prompts | None = getattr(self._encoder, "prompts", None)
-        return self._encoder.count_tokens([prompts.passage])[0] if prompts is not None and prompts.passage else 0
-
-    def _counter(self, text: str, morphemes: Sequence[Token]) -> TokenCounter:
-        if self._reads_morphemes:
-            starts = [token.start for token in morphemes]
-            return lambda spans: [bisect_left(starts, end) - bisect_left(starts, start) for start, end in spans]
-        return lambda spans: self._encoder.count_tokens([text[start:end] for start, end in spans])
-
-
-def encode(encoder: Encoder, passages: Sequence[AnalysedPassage]) -> FloatArray:
-    """The vectors of `passages`, title in front: float32 (n, dim), unit rows."""
-    if not passages:
-        return np.zeros((0, encoder.dim), dtype=np.float32)
-    if isinstance(encoder, MorphemeEncoder):
-        return encoder.encode_morphemes([p.morphemes for p in passages])
-    return encoder.encode_passages([f"{p.carried_title}\n{p.passage.text}" for p in passages])
 
 
 class Ingest:
@@ -348,20 +188,3 @@ def known_vectors(read: Read, counts: Mapping[str, tuple[int, int]]) -> KnownVec
         return {}
     passages, vectors = read(ids)
     return {(p.article_id, p.content_hash): vector for p, vector in zip(passages, vectors, strict=True)}
-
-
-def _within(terms: Sequence[Term], start: int, end: int) -> Sequence[Term]:
-    """The terms that lie inside [start, end); `terms` are sorted by their start."""
-    first = bisect_left(terms, start, key=_TERM_START)
-    last = bisect_left(terms, end, key=_TERM_START)
-    return [term for term in terms[first:last] if term[2] <= end]
-
-
-def _end_within(length: int, count: TokenCounter, budget: int) -> int:
-    """The longest beginning of a text of `length` characters with at most `budget` tokens, by bisection: its end."""
-    if count([(0, length)])[0] <= budget:
-        return length
-    end = bisect_right(range(length), budget, key=lambda place: count([(0, place)])[0]) - 1
-    while end > 0 and count([(0, end)])[0] > budget:  # tokens need not grow with every character
-        end -= 1
-    return max(0, end)

@@ -14,8 +14,8 @@ from pipeline.encoding.line import LinedEncoder
 from pipeline.encoding.opening import open_encoder
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.manifest import Manifest
-from pipeline.ingest import ChunkingParameters, Passages
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters, Passages
 from pipeline.retrieval.fusion import default_alpha
 from pipeline.retrieval.searcher import FusionParameters
 from pipeline.settings import Settings

@@ -29,9 +29,10 @@ from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.errors import NotReady
 from pipeline.folder import FolderLock
 from pipeline.index.filters import Filter
-from pipeline.ingest import AnalysedPassage, Ingest, KnownVectors
+from pipeline.ingest import Ingest, KnownVectors
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, recipe_of, settings_with
+from pipeline.passages import AnalysedPassage
 from pipeline.retrieval.query import MODES, SearchRequest
 from pipeline.settings import Settings
 from pipeline.storage import leases, manifests, readers, tables

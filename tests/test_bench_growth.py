@@ -18,8 +18,8 @@ from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.evaluation.cache import ArrayCache
 from pipeline.evaluation.corpus_index import System
 from pipeline.index.fields import LexicalParameters
-from pipeline.ingest import ChunkingParameters
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters
 from pipeline.retrieval.searcher import FusionParameters
 from tests.command_line import Shell
 

@@ -17,7 +17,8 @@ from indexers.worker import Worker
 from pipeline.documents import Article, Change, Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.collection import Collection
-from pipeline.ingest import AnalysedPassage, Ingest, Written
+from pipeline.ingest import Ingest, Written
+from pipeline.passages import AnalysedPassage
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase

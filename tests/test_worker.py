@@ -19,7 +19,8 @@ from indexers.worker import LEASE, Worker
 from pipeline.documents import Article, Change
 from pipeline.errors import NotReady, StoreUnavailable
 from pipeline.index.manifest import Manifest
-from pipeline.ingest import AnalysedPassage, Ingest, Written
+from pipeline.ingest import Ingest, Written
+from pipeline.passages import AnalysedPassage
 from pipeline.storage import leases, manifests, tables
 from pipeline.storage.acceptance import BULK, PUSH
 from pipeline.storage.leases import Lease, LeaseLost

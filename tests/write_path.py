@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from indexers.worker import Worker
 from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
-from pipeline.ingest import ChunkingParameters, Ingest, Passages, Written
+from pipeline.ingest import Ingest, Written
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters, Passages
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from tests.fakes import FakeEncoder, InterruptibleCollection

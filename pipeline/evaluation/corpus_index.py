@@ -23,8 +23,8 @@ from pipeline.index.fields import LexicalParameters
 from pipeline.index.manifest import Manifest
 from pipeline.index.packing import packed, unpacked
 from pipeline.index.resident import ResidentEngine
-from pipeline.ingest import ChunkingParameters, Passages, encode
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters, Passages, encode
 from pipeline.retrieval.searcher import FusionParameters
 
 _BATCH_DOCUMENTS = 512  # analysed and encoded at a time: some megabytes of morphemes

@@ -26,8 +26,8 @@ from pipeline.evaluation.significance import Comparison, compare
 from pipeline.index.engine import Candidates, best_first
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.resident import ResidentEngine
-from pipeline.ingest import ChunkingParameters
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import ChunkingParameters
 from pipeline.retrieval.fusion import Fused, fuse
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.ranking import Ranking

@@ -20,8 +20,8 @@ from pipeline.documents import Article
 from pipeline.encoding.encoder import Encoder
 from pipeline.evaluation.measures import MAIN, measured
 from pipeline.index.resident import ResidentEngine
-from pipeline.ingest import AnalysedPassage, encode
 from pipeline.korean.morphemes import Analyser
+from pipeline.passages import AnalysedPassage, encode
 from pipeline.retrieval.query import Mode, SearchRequest
 from pipeline.retrieval.searcher import Searcher
 from pipeline.settings import Settings
