@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from api.telemetry import Metrics
 from pipeline.documents import CANARY, passage_id
 from pipeline.index.engine import Engine, EngineQuery
-from pipeline.index.fields import LexicalQuery
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.storage.acceptance import PUSH
 from pipeline.storage.rows import LogEntry
 

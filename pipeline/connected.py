@@ -99,7 +99,7 @@ class Connected:
             on_applied=on_applied,
         )
         self.searcher = Searcher(
-            analyser=parts.analyser,
+            reader=parts.reader,
             encoder=for_searches(parts.encoder),
             engine=self.engine,
             fusion=fusion_parameters(settings, known.manifest),

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.encoding.encoder import Encoder
-from pipeline.encoding.line import LinedEncoder
+from pipeline.encoding.line import LinedEncoder, for_searches
 from pipeline.encoding.opening import open_encoder
 from pipeline.index.fields import LexicalParameters
 from pipeline.index.manifest import Manifest
@@ -18,6 +18,7 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.passages import ChunkingParameters, Passages
 from pipeline.retrieval.fusion import default_alpha
 from pipeline.retrieval.searcher import FusionParameters
+from pipeline.retrieval.understanding import QueryReader
 from pipeline.settings import Settings
 from pipeline.storage.manifests import Recipe
 
@@ -42,6 +43,11 @@ class Parts:
         """Starts Kiwi, unless `analyser` gives one that was started for these settings, and the encoder."""
         kiwi = analyser() if analyser is not None else analyser_of(settings)
         return cls(settings, kiwi, encoder_of(settings, kiwi, progress=progress))
+
+    @cached_property
+    def reader(self) -> QueryReader:
+        """What reads queries, ahead of those who have something else encoded."""
+        return QueryReader(self.analyser, for_searches(self.encoder))
 
     @cached_property
     def passages(self) -> Passages:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pipeline.documents import Passage
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery
-from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery
+from pipeline.index.fields import LexicalFields, LexicalParameters
 from pipeline.index.filters import Filter
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.korean.bigrams import bigrams
 
 DIM = 16

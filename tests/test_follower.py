@@ -20,7 +20,8 @@ from pipeline.errors import LogPruned, StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.index.collection import Collection
 from pipeline.index.engine import EngineQuery, Revisions
-from pipeline.index.fields import LexicalParameters, LexicalQuery
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.manifest import Manifest
 from pipeline.index.resident import ResidentEngine
 from pipeline.ingest import Ingest

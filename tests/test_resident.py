@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Variant
-from pipeline.index.fields import LexicalParameters, LexicalQuery
+from pipeline.index.fields import LexicalParameters
 from pipeline.index.filters import Filter
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.resident import ResidentEngine
 from tests import small_corpus as corpus
 from tests.small_corpus import DIM, WORDS, assert_same, expected, passages, question, scores, vectors

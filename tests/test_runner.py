@@ -143,7 +143,7 @@ def test_every_mode_answers_what_the_service_answers_in_it(
 ) -> None:
     engine = index(_dataset().corpora, system, ArrayCache(cache_dir))
     fusion = replace(system.fusion, method="rrf") if mode == "rrf" else system.fusion
-    searcher = Searcher(analyser=system.analyser, encoder=system.encoder, engine=lambda: (engine, {}), fusion=fusion)
+    searcher = replace(system, fusion=fusion).searcher(engine)
     asked = [query for query in QUERIES if query not in evaluation.refused]
     assert list(evaluation.rankings[mode]) == asked
     for query in asked:

@@ -26,6 +26,7 @@ from pipeline.passages import AnalysedPassage, ChunkingParameters, Passages, enc
 from pipeline.retrieval.fusion import METHODS, Method
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import FusionParameters, Searcher, SearchResult
+from pipeline.retrieval.understanding import QueryReader
 from pipeline.retrieval.unified import unified
 
 _NO_DEGRADATION: Mapping[str, str] = MappingProxyType({})
@@ -87,7 +88,7 @@ def _searcher(
     seq: int = 0,
 ) -> Searcher:
     return Searcher(
-        analyser=analyser,
+        reader=QueryReader(analyser, encoder),
         encoder=encoder,
         engine=lambda: (engine, degraded),
         fusion=fusion or FusionParameters(),

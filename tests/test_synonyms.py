@@ -11,13 +11,15 @@ from pipeline.documents import Article
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
 from pipeline.errors import InvalidSetting
 from pipeline.index.engine import EngineQuery
-from pipeline.index.fields import LexicalParameters, LexicalQuery
+from pipeline.index.fields import LexicalParameters
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.morphemes import Analyser
 from pipeline.korean.synonyms import shipped, with_own
 from pipeline.passages import ChunkingParameters, Passages, encode
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import FusionParameters, Searcher
+from pipeline.retrieval.understanding import QueryReader
 
 _ARTICLES = (
     (
@@ -42,7 +44,9 @@ def engine(analyser: Analyser, encoder: KiwiStaticEncoder) -> ResidentEngine:
 
 @pytest.fixture(scope="module")
 def searcher(analyser: Analyser, encoder: KiwiStaticEncoder, engine: ResidentEngine) -> Searcher:
-    return Searcher(analyser=analyser, encoder=encoder, engine=lambda: (engine, {}), fusion=FusionParameters())
+    return Searcher(
+        reader=QueryReader(analyser, encoder), encoder=encoder, engine=lambda: (engine, {}), fusion=FusionParameters()
+    )
 
 
 def _own(folder: Path, text: str | bytes) -> Path:
@@ -121,8 +125,10 @@ def test_everyday_words_find_the_formal_ones_and_say_so(searcher: Searcher) -> N
         assert f"<mark>{matched}" in found.hits[0].snippet
 
 
-def test_synonyms_do_not_raise_what_a_query_could_attain(searcher: Searcher, engine: ResidentEngine) -> None:
-    query = searcher.terms("돈 부치기")
+def test_synonyms_do_not_raise_what_a_query_could_attain(
+    analyser: Analyser, encoder: KiwiStaticEncoder, engine: ResidentEngine
+) -> None:
+    query = QueryReader(analyser, encoder).terms("돈 부치기")
     assert query.synonyms
     assert query.asked.keys() == query.terms.keys() - query.synonyms
     plain = LexicalQuery(terms=query.asked, bigrams=query.bigrams)

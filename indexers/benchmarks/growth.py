@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from indexers.benchmarks.legs import searcher_over
 from indexers.benchmarks.load import percentile
 from indexers.benchmarks.memory import rss_of
 from indexers.benchmarks.queries import Walk
@@ -123,7 +122,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 def _grown(batches: Batches, system: System, walk: Walk, sizes: Sequence[int], searches: int) -> tuple[Size, ...]:
     engine = ResidentEngine(system.encoder.dim, system.lexical, device=system.device)
-    searcher = searcher_over(engine, system)
+    searcher = system.searcher(engine)
     parts = _cut(batches, sizes)
     found: list[Size] = []
     for size in sizes:

@@ -59,18 +59,9 @@ def _both(values: Percentiles) -> str:
     return " / ".join(map(ms, values))
 
 
-def searcher_over(engine: ResidentEngine, system: System) -> Searcher:
-    """A searcher of the parts of `system`, warmed up."""
-    searcher = Searcher(
-        analyser=system.analyser, encoder=system.encoder, engine=lambda: (engine, {}), fusion=system.fusion
-    )
-    searcher.warm_up()
-    return searcher
-
-
 def measured(engine: ResidentEngine, system: System, queries: Sequence[str], searches: int) -> Figures:
     """`searches` of them for each row."""
-    searcher = searcher_over(engine, system)
+    searcher = system.searcher(engine)
     walk = Walk(queries)
     for query in walk.some(_WARM_UP):
         searcher.search(SearchRequest.checked(query))
@@ -78,12 +69,12 @@ def measured(engine: ResidentEngine, system: System, queries: Sequence[str], sea
         passages=engine.count,
         queries=len(queries),
         searches=searches,
-        parts=_parts(engine, searcher, system, walk, searches),
+        parts=_parts(engine, system, walk, searches),
         modes=_modes(searcher, walk, searches),
     )
 
 
-def _parts(engine: ResidentEngine, searcher: Searcher, system: System, walk: Walk, n: int) -> dict[str, Percentiles]:
+def _parts(engine: ResidentEngine, system: System, walk: Walk, n: int) -> dict[str, Percentiles]:
     def vector(query: str) -> FloatArray:
         encoded: FloatArray = system.encoder.encode_queries([query])[0]
         return encoded
@@ -91,14 +82,14 @@ def _parts(engine: ResidentEngine, searcher: Searcher, system: System, walk: Wal
     def asking(query: str, *, dense: bool, lexical: bool) -> EngineQuery:
         return EngineQuery(
             vector=vector(query) if dense else None,
-            terms=searcher.terms(query) if lexical else None,
+            terms=system.reader.terms(query) if lexical else None,
             candidates=system.fusion.candidates,
         )
 
     # What is timed, and what makes its argument of a query before the clock starts.
     parts: dict[str, tuple[Callable[[Any], object], Callable[[str], Any]]] = {
         "Kiwi: terms of the query": (system.analyser.query_terms, str),
-        "terms as the lexical leg reads them": (searcher.terms, str),
+        "terms as the lexical leg reads them": (system.reader.terms, str),
         "encoding, its Kiwi included": (vector, str),
         "dense leg": (engine.search, partial(asking, dense=True, lexical=False)),
         "lexical leg": (engine.search, partial(asking, dense=False, lexical=True)),

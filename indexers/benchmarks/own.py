@@ -19,7 +19,6 @@ from pipeline.evaluation.cache import ArrayCache
 from pipeline.evaluation.corpus_index import System
 from pipeline.index.resident import ResidentEngine
 from pipeline.retrieval.query import SearchRequest
-from pipeline.retrieval.searcher import Searcher
 
 _CANDIDATES = 100  # a leg of the floor, as the peers have
 _TRIES = 20  # for each number of threads
@@ -34,10 +33,7 @@ def yeoul(opened: Callable[[], System], material: Material, cache_dir: Path, sec
         engine = ResidentEngine(system.encoder.dim, system.lexical, device=system.device)
         for passages, vectors in material.passages(system, ArrayCache(cache_dir)):
             engine.add(passages, vectors)
-        searcher = Searcher(
-            analyser=system.analyser, encoder=system.encoder, engine=lambda: (engine, {}), fusion=system.fusion
-        )
-        searcher.warm_up()
+        searcher = system.searcher(engine)
 
         def ask(number: int) -> list[str]:
             found = searcher.search(SearchRequest.checked(material.queries[number], limit=SHOWN))

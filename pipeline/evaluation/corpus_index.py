@@ -25,7 +25,8 @@ from pipeline.index.packing import packed, unpacked
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.morphemes import Analyser
 from pipeline.passages import ChunkingParameters, Passages, encode
-from pipeline.retrieval.searcher import FusionParameters
+from pipeline.retrieval.searcher import FusionParameters, Searcher
+from pipeline.retrieval.understanding import QueryReader
 
 _BATCH_DOCUMENTS = 512  # analysed and encoded at a time: some megabytes of morphemes
 _BATCH_PASSAGES = 4096  # taken from the cache at a time
@@ -55,6 +56,16 @@ class System:
             overlap_sentences=self.chunking.overlap_sentences,
             alpha=self.fusion.alpha,
         )
+
+    @property
+    def reader(self) -> QueryReader:
+        return QueryReader(self.analyser, self.encoder)
+
+    def searcher(self, engine: ResidentEngine) -> Searcher:
+        """A searcher of these parts over `engine`, warmed up."""
+        made = Searcher(reader=self.reader, encoder=self.encoder, engine=lambda: (engine, {}), fusion=self.fusion)
+        made.warm_up()
+        return made
 
 
 def index(corpora: Sequence[Corpus], system: System, cache: ArrayCache, *, progress: bool = False) -> ResidentEngine:

@@ -243,9 +243,7 @@ def _answered(
     dataset: Dataset, system: System, engine: ResidentEngine, *, progress: bool
 ) -> tuple[dict[str, Rankings], dict[str, Candidates], list[str]]:
     """Mode → query → documents; the candidates of each query; the queries that were refused."""
-    searcher = Searcher(
-        analyser=system.analyser, encoder=system.encoder, engine=lambda: (engine, {}), fusion=system.fusion
-    )
+    searcher = system.searcher(engine)
     rankings: dict[str, Rankings] = {mode: {} for mode in MODES}
     kept: dict[str, Candidates] = {}
     refused = []

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Formula
-from pipeline.index.fields import Document, LexicalParameters, LexicalQuery, PassageScorer, documents_of
+from pipeline.index.fields import Document, LexicalParameters, PassageScorer, documents_of
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.postings import Integers
 from pipeline.index.statistics import TermStatistics
 

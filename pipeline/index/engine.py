@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.documents import Passage
 from pipeline.encoding.encoder import FloatArray
-from pipeline.index.fields import LexicalQuery
 from pipeline.index.filters import Filter
+from pipeline.index.lexical_query import LexicalQuery
 
 DENSE_DECIMALS = 6  # float32 products differ in the 7th digit with a row's place in the matrix: equal vectors must tie
 LEXICAL_DECIMALS = 9  # float64 sums differ in the 15th digit with the order of the terms

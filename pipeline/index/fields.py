@@ -8,8 +8,8 @@ weights were measured (README, "Decisions"). Rows are those of the owner, who al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.documents import Passage
 from pipeline.index.bm25 import Scores, Variant
 from pipeline.index.lexical import LexicalIndex, Prepared, Rows, part_of
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.statistics import DocumentScorer
 from pipeline.korean.bigrams import bigrams, bigrams_of_all
 
@@ -35,32 +36,6 @@ class LexicalParameters:
     b: float = 0.4
     bigram_weight: float = 0.4
     title_weight: float = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LexicalQuery:
-    """A query as the fields read it: weighted Kiwi terms and the bigrams of its text. Falsy where it has neither.
-
-    `synonyms` are those of `terms` that only stand for others: they score, but nobody asked for them. `rarities`, 0..1, says how rare a term is in the language; a term that is not there is as rare as can be. No score
-    depends on it.
-    """
-
-    terms: dict[str, float] = field(default_factory=dict)
-    bigrams: tuple[str, ...] = ()
-    synonyms: frozenset[str] = frozenset()
-    rarities: dict[str, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.terms or self.bigrams)
-
-    @property
-    def asked(self) -> dict[str, float]:
-        """The terms without their synonyms."""
-        return {term: weight for term, weight in self.terms.items() if term not in self.synonyms}
-
-    def rarest(self, held: Iterable[str]) -> float:
-        """The rarity of the rarest term among `held`, 0..1; 1 where there is none."""
-        return max((self.rarities.get(term, 1.0) for term in held), default=1.0)
 
 
 def documents_of(passages: Sequence[Passage]) -> tuple[list[Document], list[Document], list[Document]]:

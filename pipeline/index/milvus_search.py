@@ -30,8 +30,9 @@ from pipeline.encoding.encoder import FloatArray
 from pipeline.errors import Unavailable
 from pipeline.index.collection import Collection
 from pipeline.index.engine import LEXICAL_DECIMALS, Candidates, EngineQuery, best_first, inner_products
-from pipeline.index.fields import LexicalQuery, PassageScorer
+from pipeline.index.fields import PassageScorer
 from pipeline.index.filters import Filter
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.resident import ResidentEngine
 
 Visibility = Callable[[Bag[str]], Mapping[str, tuple[int, int]]]  # article ids → visible revision, its passages

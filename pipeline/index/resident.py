@@ -22,9 +22,10 @@ from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index import dense_kernels, int8_kernels, lexical_kernels
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions
-from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PassageScorer
+from pipeline.index.fields import LexicalFields, LexicalParameters, PassageScorer
 from pipeline.index.filter_columns import FilterColumns
 from pipeline.index.lexical import part_of
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.packing import packed, unpacked
 from pipeline.index.vectors import Nearest, vectors_on
 

@@ -17,13 +17,12 @@ from pipeline.documents import Passage, Span
 from pipeline.encoding.encoder import Encoder, FloatArray, TermEncoder
 from pipeline.errors import InvalidQuery, NotReady, Unavailable
 from pipeline.index.engine import Candidates, Engine, EngineQuery
-from pipeline.index.fields import LexicalQuery
-from pipeline.korean.morphemes import Analyser
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.retrieval.fusion import Fused, Method, fuse
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.ranking import RankedArticle, Ranking, ScoredPassage, page
 from pipeline.retrieval.snippets import matched_terms, snippet
-from pipeline.retrieval.understanding import ENCODER_ERRORS, Understood, lexical_query, understood
+from pipeline.retrieval.understanding import ENCODER_ERRORS, Reader, Understood
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +83,21 @@ class SearchResult:
 class Searcher:
     """Answers searches. Thread-safe; made of ready parts.
 
-    `engine` is asked for at each search, so that it can change under a running service; it comes with what is degraded
-    about it (empty when all is well). `seq` says up to which change that engine is.
+    `reader` reads the queries, `encoder` the sentences of hits that share no word with them. `engine` is asked for at each
+    search, so that it can change under a running service; it comes with what is degraded about it (empty when all is well).
+    `seq` says up to which change that engine is.
     """
 
     def __init__(
         self,
         *,
-        analyser: Analyser,
+        reader: Reader,
         encoder: Encoder,
         engine: Callable[[], tuple[Engine, Mapping[str, str]]],
         fusion: FusionParameters,
         seq: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._analyser = analyser
+        self._reader = reader
         self._encoder = encoder
         self._engine = engine
         self._fusion = fusion
@@ -152,11 +152,7 @@ class Searcher:
 
     def understand(self, requests: Sequence[SearchRequest]) -> list[Understood]:
         """The queries as the legs read them."""
-        return understood(requests, self._analyser, self._encoder)
-
-    def terms(self, text: str) -> LexicalQuery:
-        """The lexical query of a text."""
-        return lexical_query(text, self._analyser.query_terms(text), self._analyser)
+        return self._reader.read(requests)
 
     def candidates(
         self, engine: Engine, requests: Sequence[SearchRequest], questions: Sequence[Understood]
@@ -182,7 +178,7 @@ class Searcher:
     def with_fusion(self, **changes: object) -> Searcher:
         """The same searcher with other fusion parameters, for comparing them."""
         return Searcher(
-            analyser=self._analyser,
+            reader=self._reader,
             encoder=self._encoder,
             engine=self._engine,
             fusion=replace(self._fusion, **changes),  # type: ignore[arg-type]  # checked by the dataclass's fields

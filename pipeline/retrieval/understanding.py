@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pipeline.encoding.encoder import Encoder, FloatArray, MorphemeEncoder
 from pipeline.encoding.word_probabilities import form_probabilities
 from pipeline.errors import YeoulError
-from pipeline.index.fields import LexicalQuery
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.korean.bigrams import bigrams
 from pipeline.korean.morphemes import Analyser, QueryTerms
 from pipeline.retrieval.evidence import rarities
@@ -37,49 +37,64 @@ class Understood:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def understood(requests: Sequence[SearchRequest], analyser: Analyser, encoder: Encoder) -> list[Understood]:
-    """Each request as each leg that its mode asks for reads it: one analysis and one encoding for all."""
-    made = [Understood() for _ in requests]
-    wanted = [place for place, request in enumerate(requests) if request.mode != "dense"]
-    texts = [requests[place].text for place in wanted]
-    found: dict[int, QueryTerms] = {}
-    for place, terms in zip(wanted, _made(analyser.terms_of_queries, texts, _ANALYSER_ERRORS), strict=True):
-        if isinstance(terms, Exception):
-            log.error("a query could not be analysed", exc_info=terms)
-            made[place].failed["lexical"] = str(terms)
-        else:
-            found[place] = terms
-            made[place].terms = lexical_query(requests[place].text, terms, analyser)
-    wanted = [place for place, request in enumerate(requests) if request.mode != "lexical"]
-    for place, vector in zip(wanted, _vectors(requests, wanted, found, encoder), strict=True):
-        if isinstance(vector, Exception):
-            log.error("a query could not be encoded", exc_info=vector)
-            made[place].failed["dense"] = str(vector)
-        else:
-            made[place].vector = vector
-    return made
+class Reader(Protocol):
+    """What reads queries, here or in another process."""
+
+    def read(self, requests: Sequence[SearchRequest]) -> list[Understood]:
+        """Each request as each leg that its mode asks for reads it."""
 
 
-def lexical_query(text: str, found: QueryTerms, analyser: Analyser) -> LexicalQuery:
-    """What the lexical leg asks for `text`, in which `found` stands."""
-    terms = found.weights | found.synonyms
-    return LexicalQuery(
-        terms=terms,
-        bigrams=tuple(bigrams(text)),
-        synonyms=frozenset(found.synonyms),
-        rarities=rarities(terms, form_probabilities(analyser.kiwi)),
-    )
+class QueryReader:
+    """Reads queries by `analyser` and `encoder`: one analysis and one encoding for all. Safe to use from several threads."""
 
+    def __init__(self, analyser: Analyser, encoder: Encoder) -> None:
+        self._analyser = analyser
+        self._encoder = encoder
 
-def _vectors(
-    requests: Sequence[SearchRequest], wanted: Sequence[int], found: Mapping[int, QueryTerms], encoder: Encoder
-) -> list[FloatArray | Exception]:
-    """The vectors of the `wanted` requests; what Kiwi found already is not looked for again."""
-    if isinstance(encoder, MorphemeEncoder) and all(place in found for place in wanted):
-        morphemes = [found[place].morphemes for place in wanted]
-        return _made(lambda some: list(encoder.encode_morphemes(some)), morphemes, ENCODER_ERRORS)
-    texts = [requests[place].text for place in wanted]
-    return _made(lambda some: list(encoder.encode_queries(some)), texts, ENCODER_ERRORS)
+    def read(self, requests: Sequence[SearchRequest]) -> list[Understood]:
+        made = [Understood() for _ in requests]
+        wanted = [place for place, request in enumerate(requests) if request.mode != "dense"]
+        texts = [requests[place].text for place in wanted]
+        found: dict[int, QueryTerms] = {}
+        for place, terms in zip(wanted, _made(self._analyser.terms_of_queries, texts, _ANALYSER_ERRORS), strict=True):
+            if isinstance(terms, Exception):
+                log.error("a query could not be analysed", exc_info=terms)
+                made[place].failed["lexical"] = str(terms)
+            else:
+                found[place] = terms
+                made[place].terms = self._lexical(requests[place].text, terms)
+        wanted = [place for place, request in enumerate(requests) if request.mode != "lexical"]
+        for place, vector in zip(wanted, self._vectors(requests, wanted, found), strict=True):
+            if isinstance(vector, Exception):
+                log.error("a query could not be encoded", exc_info=vector)
+                made[place].failed["dense"] = str(vector)
+            else:
+                made[place].vector = vector
+        return made
+
+    def terms(self, text: str) -> LexicalQuery:
+        """What the lexical leg is asked for `text`."""
+        return self._lexical(text, self._analyser.query_terms(text))
+
+    def _lexical(self, text: str, found: QueryTerms) -> LexicalQuery:
+        terms = found.weights | found.synonyms
+        return LexicalQuery(
+            terms=terms,
+            bigrams=tuple(bigrams(text)),
+            synonyms=frozenset(found.synonyms),
+            rarities=rarities(terms, form_probabilities(self._analyser.kiwi)),
+        )
+
+    def _vectors(
+        self, requests: Sequence[SearchRequest], wanted: Sequence[int], found: Mapping[int, QueryTerms]
+    ) -> list[FloatArray | Exception]:
+        """The vectors of the `wanted` requests; what Kiwi found already is not looked for again."""
+        encoder = self._encoder
+        if isinstance(encoder, MorphemeEncoder) and all(place in found for place in wanted):
+            morphemes = [found[place].morphemes for place in wanted]
+            return _made(lambda some: list(encoder.encode_morphemes(some)), morphemes, ENCODER_ERRORS)
+        texts = [requests[place].text for place in wanted]
+        return _made(lambda some: list(encoder.encode_queries(some)), texts, ENCODER_ERRORS)
 
 
 def _made(

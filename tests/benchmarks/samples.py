@@ -24,6 +24,7 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.passages import AnalysedPassage, encode
 from pipeline.retrieval.query import Mode, SearchRequest
 from pipeline.retrieval.searcher import Searcher
+from pipeline.retrieval.understanding import QueryReader
 from pipeline.settings import Settings
 
 MODES = ("hybrid", "lexical", "dense", "rrf")
@@ -79,7 +80,7 @@ def ndcg(articles: Iterable[Article], queries: Iterable[Query], analyser: Analys
     analysed: list[AnalysedPassage] = [one for passages in made for one in passages]
     engine.add([one.passage for one in analysed], encode(encoder, analysed))
     searcher = Searcher(
-        analyser=analyser,
+        reader=QueryReader(analyser, encoder),
         encoder=encoder,
         engine=lambda: (engine, _ALL_WELL),
         fusion=parts.fusion_parameters(settings, parts.running_manifest(settings, analyser, encoder)),
