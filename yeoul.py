@@ -29,6 +29,7 @@ from pipeline.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:
     from pipeline.assembly import Assembly
+    from pipeline.reading import ReadingProcess
 
 app = typer.Typer(
     help="Korean hybrid search: dense vectors and Kiwi-morpheme BM25 in one explainable ranking.",
@@ -102,16 +103,20 @@ def serve(
     from pipeline.memory import collect_seldom, keep_for_good
 
     collect_seldom()
-    from api import serving
-
     settings = configuration.load()
     host, port, workers = host or settings.api.host, port or settings.api.port, workers or settings.api.workers
     if workers > 1:
+        from api import serving
+
         serving.serve_by_workers(settings, workers, host, port)
         return
+    from pipeline.reading import ReadingProcess
+
+    reading = ReadingProcess.started(settings)  # Kiwi takes seconds: it starts while this process imports
+    from api import serving
     from api.app import create_app
 
-    assembly = _held(settings)
+    assembly = _held(settings, reading)
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
     keep_for_good()
@@ -141,22 +146,20 @@ def evaluate(
     """Score every mode on judged queries; uses a temporary index, never the live one."""
     from pipeline import parts
     from pipeline.evaluation import runner
-    from pipeline.korean.morphemes import Analyser
 
     settings = configuration.load()
-    analyser = Analyser.open(settings.user_words, synonyms=settings.synonyms)
-    encoder = parts.encoder_of(settings, analyser, progress=sys.stderr.isatty())
+    opened = parts.PartsHere.open(settings, progress=sys.stderr.isatty())
     evaluation = runner.run(
         folder,
         pool=pool or (),
         queries=queries,
         plain=plain,
         swept=sweep,
-        analyser=analyser,
-        encoder=encoder,
+        analyser=opened.analyser,
+        encoder=opened.encoder,
         chunking=parts.chunking_parameters(settings),
         lexical=parts.lexical_parameters(settings),
-        fusion=parts.fusion_parameters(settings, parts.running_manifest(settings, analyser, encoder)),
+        fusion=parts.fusion_parameters(settings, opened.manifest),
         device=parts.device_of(settings),
         progress=sys.stderr.isatty(),
     )
@@ -230,7 +233,7 @@ def indexers_run() -> None:
         assembly.close()
 
 
-def _held(settings: Settings) -> Assembly:
+def _held(settings: Settings, reading: ReadingProcess | None) -> Assembly:
     """The assembly of a server; a command that has the folder just now is waited for."""
     from pipeline.assembly import Assembly
     from pipeline.folder import holder_of
@@ -238,7 +241,7 @@ def _held(settings: Settings) -> Assembly:
     deadline = time.monotonic() + _FOLDER_SECONDS
     while True:
         try:
-            return Assembly.open(settings, command="yeoul serve", apart=True, progress=True)
+            return Assembly.open(settings, command="yeoul serve", apart=True, reading=reading, progress=True)
         except FolderInUse:
             holder = holder_of(settings.data_dir)
             if (holder is not None and holder.url) or time.monotonic() > deadline:

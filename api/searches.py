@@ -6,7 +6,9 @@ Where it is full, the next search is refused before anything is done for it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,7 +25,7 @@ from pipeline.settings import ApiSettings
 
 SEARCH_PATH = "/v1/search"
 _SEARCH_ROUTE = SimpleNamespace(path=SEARCH_PATH)  # what the figures call it
-_IN_MEMORY = 1  # thread: two of them wait for each other at every step of the interpreter
+_IN_MEMORY = 2  # threads: the queries of one batch are read, mostly in another process, while the one before is scored
 _BY_MILVUS = 16  # threads: they mostly wait
 
 
@@ -33,7 +35,8 @@ class Searches:
     def __init__(self, settings: ApiSettings, connected: Callable[[], Connected], metrics: Metrics) -> None:
         self._connected = connected
         self._metrics = metrics
-        self._in_memory = self._batcher(settings, _IN_MEMORY, settings.search_batch)
+        scoring = threading.Lock()  # two threads would wait for each other at every step of the interpreter
+        self._in_memory = self._batcher(settings, _IN_MEMORY, settings.search_batch, scoring)
         self._by_milvus = self._batcher(settings, _BY_MILVUS, 1)
 
     @property
@@ -62,9 +65,11 @@ class Searches:
     def _in_force(self) -> Batcher[SearchRequest, SearchResult]:
         return self._in_memory if self._connected().answers_from_memory else self._by_milvus
 
-    def _batcher(self, settings: ApiSettings, threads: int, most: int) -> Batcher[SearchRequest, SearchResult]:
+    def _batcher(
+        self, settings: ApiSettings, threads: int, most: int, turn: AbstractContextManager[object] | None = None
+    ) -> Batcher[SearchRequest, SearchResult]:
         def answered(requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
-            return self._connected().searcher.search_many(requests)
+            return self._connected().searcher.search_many(requests, turn)
 
         return Batcher(
             answered,

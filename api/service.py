@@ -191,6 +191,8 @@ class Service:
             if not connected.follower.loaded:
                 why = next(iter(connected.engine()[1].values()), "the index is loading")
                 found.append(NotReady(why, "wait until it is loaded: searches are answered meanwhile"))
+            elif not self.assembly.parts.ready:
+                found.append(NotReady("Kiwi is starting", "wait some seconds: searches wait for it"))
         except Unavailable as error:
             found.append(error)
         if not found and self._trouble is not None:
@@ -224,9 +226,10 @@ class Service:
         self.assembly.connect()
 
     def _load(self) -> None:
-        self.connected.searcher.warm_up()
+        self.connected.load(self._check_stop)  # Kiwi may be starting meanwhile
         self._check_stop()
-        self.connected.load(self._check_stop)
+        self.assembly.parts.wait()
+        self.connected.searcher.warm_up()
         if self.assembly.lock is not None:  # what is written is written here
             self.connected.told_by_ingest()
         self._waiting.call(self._has_applied)
@@ -245,6 +248,7 @@ class Service:
                 # What is settled stands in the log, unless it has no line there: after the next look it is applied.
                 found = self.store.progress_of(self._waiting.long())
                 self.assembly.catch_up()
+                self.assembly.parts.wait()
             except YeoulError as error:
                 self._trouble = error
                 log.warning("cannot follow the changes, trying again in %.1f s: %s", _FIRST_RETRY_SECONDS, error)

@@ -12,20 +12,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 
 from pipeline.connected import Connected, OnApplied
-from pipeline.encoding.encoder import Encoder
 from pipeline.errors import NotReady, YeoulError
 from pipeline.folder import FolderLock
 from pipeline.index import lite
 from pipeline.index.collection import Collection
 from pipeline.ingest import Ingest
 from pipeline.korean.morphemes import Analyser
-from pipeline.parts import Parts, analyser_of, recipe_of, settings_with
+from pipeline.parts import Parts, Starting, recipe_of, settings_with
+from pipeline.reading import ReadingProcess
 from pipeline.settings import Settings
 from pipeline.storage import leases, manifests
 from pipeline.storage.articles import ArticleStore
@@ -47,13 +46,11 @@ _RETRY_SECONDS = 5.0  # after a collection could not be loaded beside the one in
 class Assembly:
     """The parts, open. Those that stand on a collection exist after `connect`."""
 
-    def __init__(
-        self, settings: Settings, database: StateDatabase, analyser: Analyser, encoder: Encoder, lock: FolderLock | None
-    ) -> None:
+    def __init__(self, settings: Settings, database: StateDatabase, parts: Parts, lock: FolderLock | None) -> None:
         self.settings = settings
         self.database = database
         self.store = ArticleStore(database)
-        self.parts = Parts(settings, analyser, encoder)
+        self.parts = parts
         self.lock = lock
         self._ends = ExitStack()  # what is ended last
         if lock is not None:
@@ -74,14 +71,16 @@ class Assembly:
         analyser: Callable[[], Analyser] | None = None,
         as_built: bool = False,
         apart: bool = False,
+        reading: ReadingProcess | None = None,
         beside: str = "",
         progress: bool = False,
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
         What the settings leave open and rows depend on is as the collection in use was built; `as_built`: also what they do
-        not leave open. `apart`: Milvus Lite runs in a process of its own, for one that answers searches; `beside`: the address
-        of that, for another process. `analyser` gives a Kiwi that was started before, for these settings.
+        not leave open. `apart`: Milvus Lite and what reads texts run in processes of their own, for one that answers searches;
+        `beside`: the address of that Milvus Lite, for another process. `reading` is such a process, `analyser` gives a Kiwi, that
+        was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
@@ -94,15 +93,15 @@ class Assembly:
                 if_it_fails.enter_context(lite.apart(folder))  # it starts while the others do
             if folder is not None and beside:
                 if_it_fails.enter_context(lite.beside(folder, beside))
-            with ThreadPoolExecutor(1) as pool:
-                starting = pool.submit(analyser or (lambda: analyser_of(settings)))
+            if apart and reading is None:
+                reading = ReadingProcess.started(settings)
+            with Starting(settings, analyser, apart=reading) as starting:
                 database = StateDatabase.open(settings.state_url)
                 in_use = manifests.active(database)
                 recipe = in_use.recipe if in_use is not None else {}
                 chosen = settings_with(settings, recipe, unless_given=not as_built)
-                started = starting.result() if chosen.user_words == settings.user_words else analyser_of(chosen)
-            parts = Parts.open(chosen, lambda: started, progress=progress)
-            assembly = cls(chosen, database, parts.analyser, parts.encoder, lock)
+                parts = starting.opened(chosen, progress=progress)
+            assembly = cls(chosen, database, parts, lock)
             assembly._ends = if_it_fails.pop_all()
             return assembly
 
@@ -153,7 +152,7 @@ class Assembly:
                 raise NotReady(f"the collection {in_use.name!r} is being opened", "it is used as soon as it is loaded")
             self._take_over(self.opened(in_use))  # a process that only writes
             while self._retired:
-                self._retired.pop()[1].close()  # nobody asks it
+                self._close(self._retired.pop()[1])  # nobody asks it
             return self.connected.ingest
 
     def opened(self, known: KnownCollection, *, create: bool = False) -> Connected:
@@ -179,10 +178,9 @@ class Assembly:
         """Closes everything; may be called twice."""
         try:
             if self._coming is not None:
-                self._coming.end()
-                self._coming = None
+                self._give_up(self._coming)
             while self._retired:
-                self._retired.pop()[1].close()
+                self._close(self._retired.pop()[1])
             if self._connected is not None:
                 connected = self._connected
                 try:
@@ -191,6 +189,7 @@ class Assembly:
                     self._connected = None
                     connected.close()
         finally:
+            self.parts.close()
             self.database.close()
             self._ends.close()
 
@@ -249,7 +248,7 @@ class Assembly:
 
     def _look_for_another(self) -> None:
         while self._retired and self._retired[0][0] < time.monotonic():
-            self._retired.popleft()[1].close()
+            self._close(self._retired.popleft()[1])
         if time.monotonic() < self._look_due and not self.connected.follower.behind:
             return
         self._look_due = time.monotonic() + _LOOK_SECONDS
@@ -259,18 +258,27 @@ class Assembly:
         target = in_use if in_use.name != self.connected.name else ready
         coming = self._coming
         if coming is not None and (target is None or coming.known.name != target.name):
-            self._coming = None
-            coming.end()
+            self._give_up(coming)
         elif coming is None and target is not None:
             self._coming = _Coming(target, self.opened, lambda: self.busy)
         elif coming is not None and coming.failed_before(time.monotonic() - _RETRY_SECONDS):
-            self._coming = None
-            coming.end()
+            self._give_up(coming)
         elif coming is not None and coming.loaded and coming.known.name == in_use.name and coming.connected is not None:
             coming.connected.follower.catch_up()
             with self._changing:
                 self._take_over(coming.connected)
                 self._coming = None
+
+    def _give_up(self, coming: _Coming) -> None:
+        self._coming = None
+        coming.end()
+        if coming.connected is not None:
+            self._close(coming.connected)
+
+    def _close(self, connected: Connected) -> None:
+        connected.close()
+        if connected.parts is not self.parts:
+            connected.parts.close()
 
     def _in_use_and_ready(self) -> tuple[KnownCollection | None, KnownCollection | None]:
         found = manifests.known(self.database, "active", "ready")
@@ -317,11 +325,9 @@ class _Coming:
             self.connected.follower.catch_up()
 
     def end(self) -> None:
-        """Gives up what was opened."""
+        """Leaves off; what was opened is to be closed."""
         self._ended.set()
         self._thread.join()
-        if self.connected is not None:
-            self.connected.close()
 
     def _run(self) -> None:
         try:

@@ -38,8 +38,8 @@ def step_back(process: subprocess.Popen[bytes]) -> None:
     that wake up queue behind each other while it runs. It may starve, so nobody should wait for long for what it holds."""
     if sys.platform == "linux":
         try:
-            for thread in Path(f"/proc/{process.pid}/task").iterdir():
-                os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+            for thread in _threads(process):
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
         except OSError as error:  # a container may forbid it
             log.warning("no idle scheduling (%s): nice instead", error)
         else:
@@ -49,8 +49,17 @@ def step_back(process: subprocess.Popen[bytes]) -> None:
 
 def be_nice(process: subprocess.Popen[bytes], niceness: int) -> None:
     """From now on others get more of the processor, the more the higher `niceness` (0 to 19) is."""
-    with suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+    for thread in _threads(process):
+        with suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def _threads(process: subprocess.Popen[bytes]) -> list[int]:
+    """On Linux each has a priority of its own, which those that it starts get too."""
+    try:
+        return [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
+    except OSError:  # another system, or it has ended
+        return [process.pid]
 
 
 def starves(process: subprocess.Popen[bytes]) -> bool:

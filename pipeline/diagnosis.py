@@ -89,10 +89,9 @@ def _encoder(settings: Settings, opened: list[Manifest]) -> str:
     """Puts what an index made now would be built with into `opened`."""
     known = _active(settings)
     settings = settings if known is None else parts.settings_with(settings, known.recipe, unless_given=True)
-    analyser = parts.analyser_of(settings)
-    encoder = parts.encoder_of(settings, analyser)
-    opened.append(parts.running_manifest(settings, analyser, encoder))
-    return f"{encoder.id}, {encoder.dim} dimensions; {analyser.fingerprint}"
+    manifest = parts.PartsHere.open(settings).manifest
+    opened.append(manifest)
+    return f"{manifest.encoder}, {manifest.dim} dimensions; {manifest.tokenizer}"
 
 
 def _version(package: str) -> str:

@@ -53,6 +53,16 @@ class YeoulError(Exception):
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For its way from one process to another: whatever an error was made of, it is the same there."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[YeoulError], arguments: tuple[object, ...]) -> YeoulError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error
+
 
 class InvalidInput(YeoulError):
     code = "invalid_input"

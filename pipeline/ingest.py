@@ -21,7 +21,7 @@ from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.index import rows
 from pipeline.index.collection import Collection
 from pipeline.index.engine import Revisions
-from pipeline.passages import AnalysedPassage, Passages, encode
+from pipeline.passages import AnalysedPassage, MakesPassages, encode
 from pipeline.storage.acceptance import PUSH
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.leases import Lease
@@ -53,7 +53,7 @@ class Ingest:
     def __init__(
         self,
         *,
-        passages: Passages,
+        passages: MakesPassages,
         encoder: Encoder,
         collection: Collection,
         store: ArticleStore,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from kiwipiepy import Token
@@ -54,6 +54,13 @@ class _Read:
     morphemes: tuple[Token, ...]
 
 
+class MakesPassages(Protocol):
+    """What makes passages, here or in another process."""
+
+    def of(self, articles: Sequence[tuple[int, Article]]) -> list[list[AnalysedPassage]]:
+        """The passages of each (revision, article); an article whose text is empty gives one of its title alone."""
+
+
 class Passages:
     """Articles → passages with their terms, by one Kiwi pass."""
 
@@ -64,7 +71,6 @@ class Passages:
         self._by_morphemes = encoder if isinstance(encoder, MorphemeEncoder) else None
 
     def of(self, articles: Sequence[tuple[int, Article]]) -> list[list[AnalysedPassage]]:
-        """The passages of each (revision, article); an article whose text is empty gives one of its title alone."""
         cleaned = [(clean_title(article.title), clean(article.body, article.format)) for _, article in articles]
         texts = chain.from_iterable((title, body.text) for title, body in cleaned)
         analysed = self._analyser.analyse(texts)

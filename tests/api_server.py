@@ -21,6 +21,7 @@ from pipeline.assembly import Assembly
 from pipeline.encoding.encoder import Encoder
 from pipeline.folder import FolderLock
 from pipeline.korean.morphemes import Analyser
+from pipeline.parts import PartsHere
 from pipeline.settings import Settings
 from pipeline.storage.database import StateDatabase
 from tests.faults import await_seq, until
@@ -85,7 +86,8 @@ def settings_in(folder: Path, *, api: Mapping[str, Any] | None = None, **section
 def assembly_of(settings: Settings, analyser: Analyser, encoder: Encoder) -> Assembly:
     """An assembly around parts that are open already."""
     lock = FolderLock.take(settings.data_dir, "a test") if settings.milvus_is_lite else None
-    return Assembly(settings, StateDatabase.open(settings.state_url), analyser, encoder, lock)
+    parts = PartsHere(settings, analyser, encoder)
+    return Assembly(settings, StateDatabase.open(settings.state_url), parts, lock)
 
 
 class ApiServer:

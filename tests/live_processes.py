@@ -31,7 +31,7 @@ from pipeline.folder import FolderLock
 from pipeline.index.filters import Filter
 from pipeline.ingest import Ingest, KnownVectors
 from pipeline.korean.morphemes import Analyser
-from pipeline.parts import Parts, recipe_of, settings_with
+from pipeline.parts import Parts, PartsHere, recipe_of, settings_with
 from pipeline.passages import AnalysedPassage
 from pipeline.retrieval.query import MODES, SearchRequest
 from pipeline.settings import Settings
@@ -67,7 +67,7 @@ class WordEncoder(FakeEncoder):
         return vectors
 
 
-class SameParts(Parts):
+class SameParts(PartsHere):
     """Parts whose encoder no recipe changes: the settings cannot name a fake one."""
 
     def following(self, recipe: Recipe) -> Parts:
@@ -383,9 +383,7 @@ def opened(settings: Settings, analyser: Analyser, *, alone: bool = True) -> Ass
     database = StateDatabase.open(settings.state_url)
     in_use = manifests.active(database)
     chosen = settings_with(settings, in_use.recipe if in_use is not None else {})
-    assembly = Assembly(chosen, database, analyser, encoder, lock)
-    assembly.parts = SameParts(chosen, analyser, encoder)
-    return assembly
+    return Assembly(chosen, database, SameParts(chosen, analyser, encoder), lock)
 
 
 @cache

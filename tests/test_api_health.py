@@ -38,7 +38,7 @@ class Late(Assembly):
 @pytest.fixture
 def late(tmp_path: Path, analyser: Analyser, encoder: Encoder) -> Iterator[Late]:
     opened = assembly_of(settings_in(tmp_path), analyser, encoder)
-    assembly = Late(opened.settings, opened.database, analyser, encoder, opened.lock)
+    assembly = Late(opened.settings, opened.database, opened.parts, opened.lock)
     yield assembly
     assembly.close()
 

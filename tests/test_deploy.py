@@ -171,7 +171,7 @@ def environment(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "YEOUL_DATA_DIR": str(folder / "data"),
         "YEOUL_ENCODER__CACHE_DIR": str(folder / "kiwi-static"),
     }
-    done = _finished(_python_of_build("Parts.open"), env=environment, cwd=folder)
+    done = _finished(_python_of_build("PartsHere.open"), env=environment, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     return environment
 

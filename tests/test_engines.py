@@ -31,6 +31,7 @@ from pipeline.index.filters import Filter
 from pipeline.index.milvus_engine import MilvusEngine, StandIn
 from pipeline.index.resident import ResidentEngine
 from pipeline.korean.morphemes import Analyser
+from pipeline.parts import PartsHere
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
@@ -534,7 +535,7 @@ def test_a_search_during_loading_says_so_and_finds_what_is_found_afterwards(
 ) -> None:
     settings_ = Settings.model_validate({"data_dir": tmp_path, "engine": engine, "indexers": {"grace_seconds": 0}})
     database = StateDatabase.open(settings_.state_url)
-    with closing(Assembly(settings_, database, analyser, FakeEncoder(), None)) as assembly:
+    with closing(Assembly(settings_, database, PartsHere(settings_, analyser, FakeEncoder()), None)) as assembly:
         connected = assembly.connect()
         worker = Worker(assembly.store, lambda: connected.ingest)
 

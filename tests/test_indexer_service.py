@@ -18,6 +18,7 @@ from pipeline.documents import Article
 from pipeline.errors import InvalidInput
 from pipeline.folder import FolderLock
 from pipeline.korean.morphemes import Analyser
+from pipeline.parts import PartsHere
 from pipeline.settings import Settings
 from pipeline.storage import jobs, sources
 from pipeline.storage.articles import ArticleStore
@@ -50,7 +51,9 @@ class Place:
         chosen = {"data_dir": self.data_dir, "indexers": {**_QUIET, **(indexers or {})}, **settings}
         parsed = Settings.model_validate(chosen)
         lock = FolderLock.take(self.data_dir, "a test")
-        assembly = Assembly(parsed, StateDatabase.open(parsed.state_url), self.analyser, FakeEncoder(), lock)
+        assembly = Assembly(
+            parsed, StateDatabase.open(parsed.state_url), PartsHere(parsed, self.analyser, FakeEncoder()), lock
+        )
         try:
             yield assembly
         finally:

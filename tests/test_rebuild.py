@@ -28,7 +28,7 @@ from pipeline.errors import ManifestMismatch, StoreUnavailable
 from pipeline.follower import Follower
 from pipeline.korean.morphemes import Analyser
 from pipeline.loading import load_apart
-from pipeline.parts import Parts, recipe_of
+from pipeline.parts import PartsHere, recipe_of
 from pipeline.retrieval.query import SearchRequest
 from pipeline.settings import Settings
 from pipeline.storage import leases, manifests, readers
@@ -261,10 +261,7 @@ def worked_on(place: Place) -> Iterator[threading.Event]:
 @contextmanager
 def beside(place: Place) -> Iterator[Assembly]:
     """The parts of a process of its own, as `yeoul rebuild` is."""
-    parts = place.assembly.parts
-    assembly = Assembly(
-        place.settings, StateDatabase.open(place.settings.state_url), parts.analyser, parts.encoder, None
-    )
+    assembly = Assembly(place.settings, StateDatabase.open(place.settings.state_url), place.assembly.parts, None)
     try:
         assembly.connect().load()
         yield assembly
@@ -395,7 +392,7 @@ def test_a_later_start_takes_what_the_settings_leave_open_from_the_index(
 ) -> None:
     place.publish(article(1))
     place.rebuild().to_recipe(place.recipe(max_tokens=32), Conditions())
-    parts = Parts(place.settings, analyser, encoder).following(manifests.active(place.assembly.database).recipe)  # type: ignore[union-attr]
+    parts = PartsHere(place.settings, analyser, encoder).following(manifests.active(place.assembly.database).recipe)  # type: ignore[union-attr]
     assert parts.manifest.max_tokens == 32
     alias = place.settings.milvus.collection
     assert place.assembly.connected.collection.resolve_alias(alias) == place.assembly.connected.name

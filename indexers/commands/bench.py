@@ -153,7 +153,7 @@ def system_of(settings: Settings) -> System:
     from pipeline import parts
     from pipeline.evaluation.corpus_index import System
 
-    opened = parts.Parts.open(settings, progress=sys.stderr.isatty())
+    opened = parts.PartsHere.open(settings, progress=sys.stderr.isatty())
     return System(
         analyser=opened.analyser,
         encoder=opened.encoder,

@@ -11,7 +11,7 @@ Knows nothing of indexes. Imports neither torch nor sentence_transformers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -32,13 +32,10 @@ _TEXTS_AT_ONCE = 256  # a batch's sums stay in the processor's cache
 _REMEMBERED_FORMS = 16_384  # unknown forms whose vector is kept: 16 MB
 
 
-class KiwiStaticEncoder:
-    """A `MorphemeEncoder` over a morpheme table. Safe to use from several threads.
+class WeightedTable:
+    """A morpheme table and the weights of its rows: what makes vectors of content, without Kiwi."""
 
-    Queries and passages are encoded alike. Unit float32 rows; a text without content gets the zero vector.
-    """
-
-    def __init__(self, kiwi: Kiwi, table: MorphemeTable, probabilities: FloatArray) -> None:
+    def __init__(self, table: MorphemeTable, probabilities: FloatArray) -> None:
         """`probabilities` is p(morpheme id), float32 (V,), for the V rows of `table`; 0 gives the full weight of 1.
 
         Raises InvalidInput where the two lengths differ.
@@ -48,11 +45,53 @@ class KiwiStaticEncoder:
                 f"word probabilities should be of shape {table.vectors.shape[:1]}, are {probabilities.shape}",
                 "count them with the Kiwi model of the table (count_probabilities)",
             )
-        self._kiwi = kiwi
-        self._table = table
-        self._probabilities = np.ascontiguousarray(probabilities, dtype=np.float32)
+        self.table = table
+        self.probabilities = np.ascontiguousarray(probabilities, dtype=np.float32)
+        self.weights = (_SIF_A / (_SIF_A + self.probabilities)).astype(np.float32)  # (V,)
         self._vectors = np.asarray(table.vectors)  # without numpy's memmap class, which makes every use of it slower
-        self._weights = (_SIF_A / (_SIF_A + self._probabilities)).astype(np.float32)
+
+    @cached_property
+    def id(self) -> str:
+        """`kiwi-static:<Kiwi model>:<table>:<weights>`, the last two as hexadecimal fingerprints."""
+        weighted = hashlib.sha256(self.weights.astype("<f4").tobytes()).hexdigest()
+        return f"{NAME}:{self.table.version}:{self.table.fingerprint[:12]}:{weighted[:8]}"
+
+    @property
+    def dim(self) -> int:
+        return int(self._vectors.shape[1])
+
+    def encode(self, content: Content) -> FloatArray:
+        """The vectors of the texts whose content this is: float32 (content.texts, dim), unit rows."""
+        ends = np.searchsorted(content.row_texts, np.arange(content.texts + 1))
+        occurrences = csr_array(
+            (self.weights[content.rows], content.rows, ends), shape=(content.texts, len(self._vectors))
+        )
+        sums: FloatArray = occurrences @ self._vectors  # each row is summed in the order of its text
+        _add_by_owner(sums, unknown_vectors(content.forms, self.dim), content.form_texts)
+        return unit_rows(sums)
+
+    def encode_terms(self, texts: Sequence[Sequence[str]], rows_of_forms: Mapping[str, int]) -> FloatArray:
+        """Vectors of texts given as their content forms, lower-cased, without tags: float32 (len(texts), dim), unit rows.
+
+        A form stands for its row in `rows_of_forms`; quicker than Kiwi, but blind to homographs.
+        """
+        found = [(owner, term, rows_of_forms.get(term)) for owner, text in enumerate(texts) for term in text]
+        rows = np.array([(row, owner) for owner, _, row in found if row is not None], dtype=np.int64).reshape(-1, 2)
+        unknown = [(owner, term) for owner, term, row in found if row is None]
+        owners = np.array([owner for owner, _ in unknown], dtype=np.int64)
+        return self.encode(Content(len(texts), rows[:, 0], rows[:, 1], [term for _, term in unknown], owners))
+
+
+class KiwiStaticEncoder:
+    """A `MorphemeEncoder` over a morpheme table. Safe to use from several threads.
+
+    Queries and passages are encoded alike. Unit float32 rows; a text without content gets the zero vector.
+    """
+
+    def __init__(self, kiwi: Kiwi, table: MorphemeTable, probabilities: FloatArray) -> None:
+        """`table` and `probabilities` as `WeightedTable` takes them."""
+        self._kiwi = kiwi
+        self._weighted = WeightedTable(table, probabilities)
         self._reader = ContentReader(kiwi, len(table.vectors))
 
     @classmethod
@@ -72,15 +111,13 @@ class KiwiStaticEncoder:
         table = MorphemeTable.open(kiwi, cache_dir=cache_dir, progress=progress)
         return cls(kiwi, table, default_probabilities(table.version) if probabilities is None else probabilities)
 
-    @cached_property
+    @property
     def id(self) -> str:
-        """`kiwi-static:<Kiwi model>:<table>:<weights>`, the last two as hexadecimal fingerprints."""
-        weighted = hashlib.sha256(self._weights.astype("<f4").tobytes()).hexdigest()
-        return f"{NAME}:{self._table.version}:{self._table.fingerprint[:12]}:{weighted[:8]}"
+        return self._weighted.id
 
     @property
     def dim(self) -> int:
-        return int(self._table.vectors.shape[1])
+        return self._weighted.dim
 
     @property
     def max_tokens(self) -> int | None:
@@ -93,18 +130,18 @@ class KiwiStaticEncoder:
 
     @property
     def table(self) -> MorphemeTable:
-        return self._table
+        return self._weighted.table
 
     @property
     def probabilities(self) -> FloatArray:
         """p(morpheme id), float32 (V,): what an index freezes in its manifest."""
-        return self._probabilities
+        return self._weighted.probabilities
 
     @property
     def weighted_vectors(self) -> FloatArray:
         """The table times the weights, (V, dim), a copy; rows that are no content are 0. What training starts from."""
-        weights = np.where(self._reader.is_row, self._weights, np.float32(0))
-        weighted: FloatArray = self._table.vectors * weights[:, None]
+        weights = np.where(self._reader.is_row, self._weighted.weights, np.float32(0))
+        weighted: FloatArray = self.table.vectors * weights[:, None]
         return weighted
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
@@ -118,19 +155,12 @@ class KiwiStaticEncoder:
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             content = self._reader.read(texts[start : start + _TEXTS_AT_ONCE])
-            vectors[start : start + _TEXTS_AT_ONCE] = self._encoded(content)
+            vectors[start : start + _TEXTS_AT_ONCE] = self._weighted.encode(content)
         return vectors
 
     def encode_terms(self, texts: Sequence[Sequence[str]]) -> FloatArray:
-        """Vectors of texts given as their content forms, lower-cased, without tags: float32 (len(texts), dim), unit rows.
-
-        A form stands for the most probable content morpheme written so; quicker than Kiwi, but blind to homographs.
-        """
-        found = [(owner, term, self._rows_of_forms.get(term)) for owner, text in enumerate(texts) for term in text]
-        rows = np.array([(row, owner) for owner, _, row in found if row is not None], dtype=np.int64).reshape(-1, 2)
-        unknown = [(owner, term) for owner, term, row in found if row is None]
-        owners = np.array([owner for owner, _ in unknown], dtype=np.int64)
-        return self._encoded(Content(len(texts), rows[:, 0], rows[:, 1], [term for _, term in unknown], owners))
+        """As `WeightedTable.encode_terms`; a form stands for the most probable content morpheme written so."""
+        return self._weighted.encode_terms(texts, self.rows_of_forms)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Kiwi's morphemes of each text."""
@@ -146,17 +176,9 @@ class KiwiStaticEncoder:
         return list(self._kiwi.tokenize(iter(texts)))  # the iterable form: on Kiwi's threads, without the GIL
 
     @cached_property
-    def _rows_of_forms(self) -> dict[str, int]:
-        return self._reader.rows_of_forms(self._probabilities)
-
-    def _encoded(self, content: Content) -> FloatArray:
-        ends = np.searchsorted(content.row_texts, np.arange(content.texts + 1))
-        occurrences = csr_array(
-            (self._weights[content.rows], content.rows, ends), shape=(content.texts, len(self._vectors))
-        )
-        sums: FloatArray = occurrences @ self._vectors  # each row is summed in the order of its text
-        _add_by_owner(sums, unknown_vectors(content.forms, self.dim), content.form_texts)
-        return unit_rows(sums)
+    def rows_of_forms(self) -> dict[str, int]:
+        """Lower-cased form → the row of the table that it stands for where nothing else is known."""
+        return self._reader.rows_of_forms(self.probabilities)
 
 
 def unknown_vectors(forms: Sequence[str], dim: int) -> FloatArray:

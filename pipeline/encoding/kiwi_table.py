@@ -89,20 +89,24 @@ class MorphemeTable:
         Raises InvalidSetting where Kiwi runs a model without embeddings.
         """
         check_model_type(kiwi)
-        folder = cache_dir if cache_dir is not None else Path(platformdirs.user_cache_dir("yeoul"))
-        path = folder / f"kiwi-static-{model_version()}-{_recipe_hash()[:8]}.safetensors"
-        cached = _read(path)
+        cached = cls.cached(cache_dir)
         if cached is not None:
             return cached
         table = derive_table(kiwi, progress=progress)
+        path = _path(cache_dir)
         try:
             _write(path, table)
         except OSError as error:
             _log.warning(
-                "the kiwi-static table cannot be cached in %s (%s): it is derived at every start", folder, error
+                "the kiwi-static table cannot be cached in %s (%s): it is derived at every start", path.parent, error
             )
             return table
         return _read(path) or table
+
+    @classmethod
+    def cached(cls, cache_dir: Path | None = None) -> MorphemeTable | None:
+        """The derived table from the cache, where it is there and whole."""
+        return _read(_path(cache_dir))
 
 
 def model_version() -> str:
@@ -192,6 +196,11 @@ def _not_of_this_rank() -> EncoderFailed:
     )
 
 
+def _path(cache_dir: Path | None) -> Path:
+    folder = cache_dir if cache_dir is not None else Path(platformdirs.user_cache_dir("yeoul"))
+    return folder / f"kiwi-static-{model_version()}-{_recipe_hash()[:8]}.safetensors"
+
+
 def _recipe_hash() -> str:
     return hashlib.sha256(f"{_RECIPE} {_LANDMARKS.tolist()}".encode()).hexdigest()
 
@@ -208,6 +217,17 @@ def _fingerprint(kiwi: Kiwi, cosines: NDArray[np.float64]) -> str:
     neighbours = cosines[_LANDMARKS[:_SKETCHED_PAIRS], np.arange(1, _SKETCHED_PAIRS + 1)]
     digest.update(np.rint(neighbours * _SKETCH_SCALE).astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def mapped(path: Path, name: str) -> FloatArray:
+    """The float32 tensor `name` of a file of safetensors, which copies where numpy maps. Raises OSError, KeyError, ValueError."""
+    with path.open("rb") as raw:  # a length, so many bytes of JSON, the tensors
+        length = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(length))[name]
+    if header["dtype"] != "F32":
+        raise ValueError(f"{name} of {path} is {header['dtype']}, not F32")
+    offset = 8 + length + int(header["data_offsets"][0])
+    return np.memmap(path, dtype=np.float32, mode="r", offset=offset, shape=tuple(header["shape"]))
 
 
 def _content_hash(vectors: FloatArray) -> str:
@@ -235,10 +255,7 @@ def _read(path: Path) -> MorphemeTable | None:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        with path.open("rb") as raw:  # safetensors copies, numpy maps: the offset is behind a length and a JSON header
-            length = int.from_bytes(raw.read(8), "little")
-            shape = json.loads(raw.read(length))[_FILE_TENSOR]["shape"]
-        vectors = np.memmap(path, dtype=np.float32, mode="r", offset=8 + length, shape=tuple(shape))
+        vectors = mapped(path, _FILE_TENSOR)
         if _content_hash(vectors) != metadata["sha256"]:
             return None
         return MorphemeTable(vectors, metadata["version"], metadata["fingerprint"])

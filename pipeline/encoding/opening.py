@@ -9,11 +9,29 @@ from kiwipiepy import Kiwi
 
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.encoding.kiwi_static import NAME as KIWI_STATIC
-from pipeline.encoding.kiwi_static import KiwiStaticEncoder
-from pipeline.encoding.trained_table import is_trained_kiwi_static, open_trained_kiwi_static
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder, WeightedTable
+from pipeline.encoding.kiwi_table import MorphemeTable
+from pipeline.encoding.trained_table import is_trained_kiwi_static, open_trained_kiwi_static, trained_table
+from pipeline.encoding.word_probabilities import default_probabilities
 
 if TYPE_CHECKING:
     from pipeline.encoding.sentence import Device
+
+
+def reads_morphemes(model: str) -> bool:
+    """Whether the encoder `model` is a kiwi-static, shipped or trained."""
+    return model == KIWI_STATIC or is_trained_kiwi_static(Path(model))
+
+
+def open_table(model: str, cache_dir: Path | None = None) -> WeightedTable | None:
+    """The table of the kiwi-static `model` without Kiwi; None where it has not been derived yet.
+
+    Raises EncoderFailed for a trained one that is damaged or of another Kiwi model.
+    """
+    if model != KIWI_STATIC:
+        return trained_table(Path(model))
+    table = MorphemeTable.cached(cache_dir)
+    return WeightedTable(table, default_probabilities(table.version)) if table is not None else None
 
 
 def open_encoder(

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from kiwipiepy import Kiwi
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from pipeline.encoding.kiwi_static import KiwiStaticEncoder
-from pipeline.encoding.kiwi_table import MorphemeTable, check_model_type, model_version
+from pipeline.encoding.kiwi_static import KiwiStaticEncoder, WeightedTable
+from pipeline.encoding.kiwi_table import MorphemeTable, check_model_type, mapped, model_version
 from pipeline.errors import EncoderFailed
 
 MODULES_FILE = "modules.json"
@@ -41,17 +39,23 @@ def is_trained_kiwi_static(folder: Path) -> bool:
 def open_trained_kiwi_static(folder: Path, kiwi: Kiwi) -> KiwiStaticEncoder:
     """The trained encoder in `folder`. Raises EncoderFailed for a damaged folder or one of another Kiwi model."""
     check_model_type(kiwi)
+    weighted = trained_table(folder)
+    return KiwiStaticEncoder(kiwi, weighted.table, weighted.probabilities)
+
+
+def trained_table(folder: Path) -> WeightedTable:
+    """The table of the trained encoder in `folder`, memory-mapped. Raises EncoderFailed as above."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         check_kiwi_model(config, str(folder))
-        vectors = load_file(folder / WEIGHTS_FILE)[WEIGHTS_NAME].astype(np.float32, copy=False)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        vectors = mapped(folder / WEIGHTS_FILE, WEIGHTS_NAME)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderFailed(
             f"the trained encoder in {folder} cannot be read: {error!r}", "save or copy it again"
         ) from error
     fingerprint = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()
     weights_are_in_the_vectors = np.zeros(len(vectors), dtype=np.float32)  # p = 0: every weight is 1
-    return KiwiStaticEncoder(kiwi, MorphemeTable(vectors, model_version(), fingerprint), weights_are_in_the_vectors)
+    return WeightedTable(MorphemeTable(vectors, model_version(), fingerprint), weights_are_in_the_vectors)
 
 
 def check_kiwi_model(config: Mapping[str, Any], where: str) -> None:

@@ -24,7 +24,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 import orjson
 
-from pipeline.children import started
+from pipeline.children import be_nice, started
 from pipeline.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -132,12 +132,11 @@ class LiteProcess:
             self._process = started(
                 __name__, *arguments, environment=_MEMORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
-            with suppress(OSError):  # it has ended
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         with self._process as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             told: dict[str, Any] = orjson.loads(line) if line else {}
+            be_nice(process, _NICENESS)  # from now on: until now somebody waited for it
             with self._changed:
                 self._ready, self._why = bool(told.get("ready")), ""
                 self._changed.notify_all()

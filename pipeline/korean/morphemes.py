@@ -89,8 +89,7 @@ class Analyser:
     @property
     def fingerprint(self) -> str:
         """Two analysers with one fingerprint give the same terms."""
-        versions = f"kiwi {kiwipiepy.__version__}, model {kiwipiepy_model.__version__}, rules {_RULES_VERSION}"
-        return f"{versions}, user words {self._dictionary_hash or 'none'}"
+        return _fingerprint(self._dictionary_hash)
 
     def is_up_to_date(self, user_words: Path | None) -> bool:
         """Whether this Kiwi has the words that the dictionary holds now. Raises InvalidSetting as `open` does."""
@@ -164,6 +163,17 @@ class Analyser:
             for term in terms:
                 found[term] = tuple(dict.fromkeys([*found.get(term, ()), *others]))
         return found
+
+
+def fingerprint_with(user_words: Path | None) -> str:
+    """The fingerprint of an analyser opened now, without Kiwi. Raises InvalidSetting for a file that is missing or has a bad
+    line."""
+    return _fingerprint(_user_words(user_words)[1] if user_words else "")
+
+
+def _fingerprint(dictionary_hash: str) -> str:
+    versions = f"kiwi {kiwipiepy.__version__}, model {kiwipiepy_model.__version__}, rules {_RULES_VERSION}"
+    return f"{versions}, user words {dictionary_hash or 'none'}"
 
 
 def _carried(carrier: str, word: str) -> str:

@@ -9,6 +9,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
@@ -114,12 +115,24 @@ class Searcher:
             raise result
         return result
 
-    def search_many(self, requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
+    def search_many(
+        self, requests: Sequence[SearchRequest], turn: AbstractContextManager[object] | None = None
+    ) -> list[SearchResult | Exception]:
         """What `search` gives for each, or the exception that it raises: answered together, from one moment, in less time than
-        one after the other. Their timings are those of all."""
+        one after the other. Their timings are those of all. `turn` is entered when the queries are understood: what else may
+        wait for another batch."""
         watch = _Watch()
         questions = self.understand(requests)
         watch.lap("understand")
+        if turn is None:
+            return self._answered(requests, questions, watch)
+        with turn:
+            watch.lap("turn")
+            return self._answered(requests, questions, watch)
+
+    def _answered(
+        self, requests: Sequence[SearchRequest], questions: Sequence[Understood], watch: _Watch
+    ) -> list[SearchResult | Exception]:
         seq = self._seq()  # before the search: what it sees is this or newer
         engine, degraded = self._engine()
         found = self.candidates(engine, requests, questions)

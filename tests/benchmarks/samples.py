@@ -24,7 +24,6 @@ from pipeline.korean.morphemes import Analyser
 from pipeline.passages import AnalysedPassage, encode
 from pipeline.retrieval.query import Mode, SearchRequest
 from pipeline.retrieval.searcher import Searcher
-from pipeline.retrieval.understanding import QueryReader
 from pipeline.settings import Settings
 
 MODES = ("hybrid", "lexical", "dense", "rrf")
@@ -75,15 +74,16 @@ def ndcg(articles: Iterable[Article], queries: Iterable[Query], analyser: Analys
     """nDCG@10 of each query in each of `MODES`, with the default settings."""
     queries = list(queries)
     settings = Settings.model_construct()
+    opened = parts.PartsHere(settings, analyser, encoder)
     engine = ResidentEngine(encoder.dim, parts.lexical_parameters(settings))
-    made = parts.passages_of(settings, analyser, encoder).of(list(enumerate(articles, start=1)))
+    made = opened.passages.of(list(enumerate(articles, start=1)))
     analysed: list[AnalysedPassage] = [one for passages in made for one in passages]
     engine.add([one.passage for one in analysed], encode(encoder, analysed))
     searcher = Searcher(
-        reader=QueryReader(analyser, encoder),
+        reader=opened.reader,
         encoder=encoder,
         engine=lambda: (engine, _ALL_WELL),
-        fusion=parts.fusion_parameters(settings, parts.running_manifest(settings, analyser, encoder)),
+        fusion=parts.fusion_parameters(settings, opened.manifest),
     )
     return {
         "hybrid": _values(searcher, "hybrid", queries),
