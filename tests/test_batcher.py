@@ -215,6 +215,21 @@ def test_under_load_a_batch_lingers_for_more_and_without_load_it_does_not() -> N
     assert work.batches == [[0], [1, 2], [3, 4, 5]]
 
 
+def test_beside_a_thread_at_work_another_one_waits_for_more_until_that_is_done() -> None:
+    with held(most=3, threads=2, beside=PATIENCE) as (made, work):
+        others = [made.submit(number) for number in (1, 2)]
+        assert not work.begun.acquire(timeout=0.05)
+        assert opened(work, others) == [2, 4]
+    assert work.batches == [[0], [1, 2]]
+
+
+def test_a_batch_that_is_full_does_not_wait_for_a_thread_at_work() -> None:
+    with held(most=2, threads=2, beside=PATIENCE) as (made, work):
+        others = [made.submit(number) for number in (1, 2)]
+        assert work.begun.acquire(timeout=PATIENCE / 2)
+        assert opened(work, others) == [2, 4]
+
+
 def test_a_batch_that_is_full_by_its_cost_does_not_linger() -> None:
     with held(most=100, linger=PATIENCE, cost=lambda _number: 10, budget=20) as (made, work):
         opened(work, [made.submit(number) for number in (1, 2)])

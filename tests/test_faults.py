@@ -122,14 +122,15 @@ def under_load(server: ApiServer) -> Iterator[Ledger]:
 @pytest.mark.timeout(_STORM_SECONDS)
 def test_an_embedded_installation_that_is_killed_again_and_again_keeps_its_promises(tmp_path: Path) -> None:
     moments = ("in a bulk", "after a 202", "in a rebuild")
-    with kills.embedded(tmp_path) as (deployment, [serve, milvus_lite], database):
+    with kills.embedded(tmp_path) as (deployment, [serve, milvus_lite, kiwi], database):
 
         def strikes(storm: Storm) -> None:
             for moment in moments:
                 storm.strike(serve, moment)
             storm.strike(milvus_lite, "in a bulk")
+            storm.strike(kiwi, "in a bulk")
 
-        report = kills.storm(deployment, [serve, milvus_lite], database, seed=_SEED, strikes=strikes)
+        report = kills.storm(deployment, [serve, milvus_lite, kiwi], database, seed=_SEED, strikes=strikes)
     assert report.kills.total() > len(moments)
     assert report.all_well, f"{report}\n{report.table()}"
 

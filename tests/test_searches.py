@@ -32,11 +32,11 @@ class Gate:
         self.batches: list[list[str]] = []
         search_many = Searcher.search_many
 
-        def held(searcher: Searcher, requests: Sequence[SearchRequest]) -> Any:
+        def held(searcher: Searcher, requests: Sequence[SearchRequest], *turn: Any) -> Any:
             self.batches.append([request.text for request in requests])
             self.begun.release()
             assert self.open.wait(_PATIENCE)
-            return search_many(searcher, requests)
+            return search_many(searcher, requests, *turn)
 
         monkeypatch.setattr(Searcher, "search_many", held)
 
@@ -61,6 +61,15 @@ def _asked(client: TestClient, pool: ThreadPoolExecutor, texts: Sequence[str]) -
     return [pool.submit(client.get, "/v1/search", params={"q": text}) for text in texts]
 
 
+def _at_work(client: TestClient, pool: ThreadPoolExecutor, gate: Gate) -> list[Any]:
+    """A search in each of the two batches that may be under way."""
+    asked = []
+    for _ in range(2):
+        asked += _asked(client, pool, ["전세"])
+        assert gate.begun.acquire(timeout=_PATIENCE)
+    return asked
+
+
 def _waiting(client: TestClient) -> int:
     return int(client.app.state.service._searches.waiting)  # type: ignore[attr-defined]
 
@@ -71,15 +80,14 @@ def test_what_comes_while_a_batch_is_worked_on_is_the_next_batch(
     with _client(assembly) as client, ThreadPoolExecutor(8) as pool:
         _wait_ready(client)
         gate = Gate(monkeypatch)
-        first = _asked(client, pool, ["전세"])
-        assert gate.begun.acquire(timeout=_PATIENCE)
+        first = _at_work(client, pool, gate)
         others = _asked(client, pool, ["월세", "대출", "금리"])
         until(lambda: _waiting(client) == 3, _PATIENCE, "three should wait")
         gate.open.set()
         answers = [future.result(_PATIENCE) for future in [*first, *others]]
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert [answer.json()["query"] for answer in answers] == ["전세", "월세", "대출", "금리"]
-    assert [sorted(batch) for batch in gate.batches] == [["전세"], ["금리", "대출", "월세"]]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.json()["query"] for answer in answers] == ["전세", "전세", "월세", "대출", "금리"]
+    assert [sorted(batch) for batch in gate.batches] == [["전세"], ["전세"], ["금리", "대출", "월세"]]
 
 
 def test_without_batching_each_search_is_answered_by_itself(
@@ -100,8 +108,7 @@ def test_beyond_the_line_searches_get_429_with_a_time_and_those_in_it_are_answer
     with _client(assembly, search_queue=2) as client, ThreadPoolExecutor(8) as pool:
         _wait_ready(client)
         gate = Gate(monkeypatch)
-        first = _asked(client, pool, ["전세"])
-        assert gate.begun.acquire(timeout=_PATIENCE)
+        first = _at_work(client, pool, gate)
         waiting = _asked(client, pool, ["월세", "대출"])
         until(lambda: _waiting(client) == 2, _PATIENCE, "two should wait")
         refused = client.get("/v1/search", params={"q": "금리"})
@@ -110,11 +117,11 @@ def test_beyond_the_line_searches_get_429_with_a_time_and_those_in_it_are_answer
         page = client.get("/", params={"q": "금리"})
         assert page.status_code == 429  # the console too
         gate.open.set()
-        assert [future.result(_PATIENCE).status_code for future in [*first, *waiting]] == [200] * 3
+        assert [future.result(_PATIENCE).status_code for future in [*first, *waiting]] == [200] * 4
         text = client.get("/metrics").text
     assert 'yeoul_http_request_seconds_count{method="GET",route="/v1/search",status="429"} 1.0' in text
-    assert "yeoul_search_batch_size_count 2.0" in text
-    assert "yeoul_search_wait_seconds_count 3.0" in text
+    assert "yeoul_search_batch_size_count 3.0" in text
+    assert "yeoul_search_wait_seconds_count 4.0" in text
     assert "yeoul_event_loop_lag_seconds_count" in text
 
 
@@ -148,9 +155,11 @@ def test_for_who_goes_away_while_he_waits_nothing_is_searched(
 ) -> None:
     with running(settings_in(tmp_path), analyser, encoder) as server, server.client(key=None) as client:
         gate = Gate(monkeypatch)
-        with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(client.get, "/v1/search", params={"q": "전세"})
-            assert gate.begun.acquire(timeout=_PATIENCE)
+        with ThreadPoolExecutor(3) as pool:
+            first = []
+            for _ in range(2):  # the batches that may be under way
+                first.append(pool.submit(client.get, "/v1/search", params={"q": "전세"}))
+                assert gate.begun.acquire(timeout=_PATIENCE)
             with socket.create_connection(("127.0.0.1", server.port)) as leaving:
                 leaving.sendall(b"GET /v1/search?q=gone HTTP/1.1\r\nHost: x\r\n\r\n")
                 until(lambda: server.app.state.service._searches.waiting == 1, _PATIENCE, "his search should wait")
@@ -159,5 +168,5 @@ def test_for_who_goes_away_while_he_waits_nothing_is_searched(
             last = pool.submit(client.get, "/v1/search", params={"q": "월세"})
             until(lambda: server.app.state.service._searches.waiting == 2, _PATIENCE, "the last one should wait")
             gate.open.set()
-            assert [one.result(_PATIENCE).status_code for one in (first, last)] == [200, 200]
-    assert gate.batches == [["전세"], ["월세"]]
+            assert [one.result(_PATIENCE).status_code for one in (*first, last)] == [200] * 3
+    assert gate.batches == [["전세"], ["전세"], ["월세"]]

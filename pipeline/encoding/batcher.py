@@ -58,8 +58,8 @@ class Batcher(Generic[Given, Made]):
     `most` items make a batch at most, and where `cost` is given, so many that their number times the greatest cost, which is
     what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait; where more than
     a batch of them do, who has waited for `patience` seconds is refused, so that a crowd is not served late but a stall harms
-    nobody. `linger` seconds are waited for more of them where the batch before was of several. `threads` work at
-    the same time. `observe` is told of each batch, and may be changed.
+    nobody. `linger` seconds are waited for more of them where the batch before was of several, and `beside` seconds while another
+    thread is at work. `threads` work at the same time. `observe` is told of each batch, and may be changed.
 
     A batch is of one priority: 0 before all others; of these the lowest first, and every fourth time the highest.
     """
@@ -73,6 +73,7 @@ class Batcher(Generic[Given, Made]):
         waiting: int,
         patience: float = math.inf,
         linger: float = 0.0,
+        beside: float = 0.0,
         threads: int = 1,
         cost: Callable[[Given], int] | None = None,
         budget: int = 0,
@@ -84,6 +85,7 @@ class Batcher(Generic[Given, Made]):
         self._waiting = waiting
         self._patience = patience
         self._linger = linger
+        self._beside = beside
         self._cost = cost
         self._budget = budget
         self.observe = observe
@@ -94,6 +96,7 @@ class Batcher(Generic[Given, Made]):
         self._started = False  # the threads: with the first item
         self._closed = False
         self._crowded = False  # the last batch was of several items
+        self._working = 0  # threads
         self._done = 0.0  # items a second, lately
         self._done_at = time.monotonic()
         self._threads = [
@@ -161,6 +164,9 @@ class Batcher(Generic[Given, Made]):
         while (batch := self._next()) is not None:
             if batch:
                 self._work_on(batch)
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
 
     def _next(self) -> list[_Item[Given, Made]] | None:
         """The items of the next batch, taken from those that wait; None at the end."""
@@ -171,9 +177,12 @@ class Batcher(Generic[Given, Made]):
                 return None
             if self._linger and self._crowded and not self._enough():
                 self._changed.wait_for(self._enough, self._linger)
+            if self._beside and self._working:
+                self._changed.wait_for(lambda: self._enough() or not self._working, self._beside)
             crowd = len(self._items) > self._most
             chosen = self._chosen()
             self._crowded = len(chosen) > 1
+            self._working += 1
             taken = set(map(id, chosen))
             self._keep([item for item in self._items if id(item) not in taken])
         return self._still_wanted(chosen, self._patience if crowd else math.inf)

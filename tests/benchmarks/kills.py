@@ -31,6 +31,7 @@ from sqlalchemy import func, select
 from tqdm import tqdm
 
 from indexers.benchmarks.deployment import Deployment, Running, deployed
+from pipeline import reading
 from pipeline.index import lite_process
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
@@ -84,15 +85,16 @@ class Process:
 
 
 @dataclass(slots=True)
-class MilvusLite:
-    """The process in which `yeoul serve` runs Milvus Lite, and which it starts again itself."""
+class Child:
+    """A process that `yeoul serve` starts from `module`, and starts again itself."""
 
+    name: str
+    module: str
     serve: Running
     deployment: Deployment
-    name: str = "Milvus Lite"
 
     def kill(self) -> None:
-        until(self._pids, _PROGRESS_SECONDS, "there is no process of Milvus Lite")
+        until(self._pids, _PROGRESS_SECONDS, f"there is no process of {self.name}")
         for pid in self._pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -110,7 +112,7 @@ class MilvusLite:
             with suppress(OSError):  # it has just ended
                 command = (process / "cmdline").read_bytes()
                 parent = (process / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1]
-                if lite_process.__name__.encode() in command and int(parent) == self.serve.process.pid:
+                if self.module.encode() in command.split(b"\0") and int(parent) == self.serve.process.pid:
                     found.append(int(process.name))
         return found
 
@@ -345,14 +347,15 @@ def command(deployment: Deployment, *arguments: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def embedded(folder: Path) -> Iterator[tuple[Deployment, list[Target], StateDatabase]]:
-    """`yeoul serve` with SQLite, and its Milvus Lite."""
+    """`yeoul serve` with SQLite, its Milvus Lite and its Kiwi."""
     with deployed(folder) as deployment:
         state = Path(deployment.environment["YEOUL_DATA_DIR"]) / "state.db"
         with _opened(f"sqlite:///{state}") as database:
             serve = deployment.servers[0]
             targets: list[Target] = [
                 Process("yeoul serve", serve, deployment),
-                MilvusLite(serve, deployment),
+                Child("Milvus Lite", lite_process.__name__, serve, deployment),
+                Child("Kiwi", reading.__name__, serve, deployment),
             ]
             yield deployment, targets, database
 
