@@ -24,7 +24,7 @@ from functools import cached_property
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.children import started, stopped
 from pipeline.documents import Article
@@ -38,7 +38,9 @@ from pipeline.memory import give_back, keep_for_good
 from pipeline.passages import AnalysedPassage, ChunkingParameters, Passages
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.understanding import QueryReader, Understood
-from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from api.app import create_app
 from pipeline import parts
+from pipeline.assembly import Assembly
 from pipeline.documents import Article
 from pipeline.encoding.encoder import TermEncoder
 from pipeline.encoding.kiwi_static import KiwiStaticEncoder
@@ -259,3 +262,19 @@ def test_a_sentence_transformer_is_read_here(tmp_path: Path) -> None:
 
 def _kill(pid: int) -> None:
     subprocess.run(["kill", f"-{signal.SIGKILL.value}", str(pid)], check=False)
+
+
+def test_a_service_says_that_kiwi_is_away_and_searches_wait_for_it(settings: Settings) -> None:
+    assembly = Assembly.open(settings, command="a test", apart=True)
+    parts_apart = assembly.parts
+    assert isinstance(parts_apart, PartsApart)
+    with TestClient(create_app(settings, assembly=assembly, on_stop=assembly.close)) as client:
+        until(lambda: client.get("/readyz").status_code == 200, _PATIENCE, "not ready")
+        pid = parts_apart.process.pid
+        _kill(pid)
+        until(lambda: not parts_apart.ready, _PATIENCE, "its end")
+        assert client.get("/readyz").status_code == 503 or parts_apart.ready  # it may be back already
+        assert client.get("/v1/search", params={"q": "금리"}).status_code == 200
+        until(lambda: client.get("/readyz").status_code == 200, _PATIENCE, "not ready")
+        assert parts_apart.process.pid != pid
+    assert not alive(parts_apart.process.pid)
