@@ -229,20 +229,21 @@ def test_a_load_under_way_does_not_hold_up_the_end(assembly: Assembly, monkeypat
 
 @EMBEDDED_ALONE
 def test_a_process_reports_how_many_searches_stand_in_line(assembly: Assembly, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Event()
 
     def slow(*_: object, **__: object) -> None:
-        begun.set()
+        begun.release()
         assert go_on.wait(_PATIENCE)
         raise NotReady("it was slow", "no harm")
 
     with _client(assembly, lambda: None) as client:
         until(lambda: client.get("/readyz").status_code == 200, _PATIENCE, "not ready")
         monkeypatch.setattr(Searcher, "search_many", slow)
-        asked = [threading.Thread(target=client.get, args=("/v1/search?q=물떼새",)) for _ in range(4)]
-        asked[0].start()
-        assert begun.wait(_PATIENCE)
-        for one in asked[1:]:
+        asked = [threading.Thread(target=client.get, args=("/v1/search?q=물떼새",)) for _ in range(5)]
+        for one in asked[:2]:  # each in a batch of its own
+            one.start()
+            assert begun.acquire(timeout=_PATIENCE)
+        for one in asked[2:]:
             one.start()
         try:
             until(
