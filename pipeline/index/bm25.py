@@ -95,9 +95,11 @@ class Formula:
         """float64 (terms,): weight times idf, times (k1 + 1) but for `lucene`."""
         return weights * idf * (1.0 if self.variant == "lucene" else self._parameters["k1"] + 1.0)
 
-    def most(self) -> float:
-        """What `part` tends to as a term is repeated; `l` has no limit there and is taken at one occurrence's scale."""
-        return 1.0 + (self._parameters["delta"] / (self._parameters["k1"] + 1.0) if self.variant == "plus" else 0.0)
+    def attainable(self, weights: Scores, idf: Scores) -> Scores:
+        """float64 (terms,): what each term gives a document that says it over and over: `factors` times what `part` tends to. `l` has
+        no limit there and is taken at one occurrence's scale."""
+        most = 1.0 + (self._parameters["delta"] / (self._parameters["k1"] + 1.0) if self.variant == "plus" else 0.0)
+        return self.factors(weights, np.maximum(idf, 0.0)) * most
 
     def base(self, weights: Scores, idf: Scores) -> float:
         """What every document scores whether it holds the terms or not: 0 but for `plus`."""

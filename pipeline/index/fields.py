@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.documents import Passage
+from pipeline.index import lexical_kernels
 from pipeline.index.bm25 import Scores, Variant
 from pipeline.index.lexical import LexicalIndex, Prepared, Rows, part_of
 from pipeline.index.lexical_query import LexicalQuery
@@ -36,6 +38,9 @@ class LexicalParameters:
     b: float = 0.4
     bigram_weight: float = 0.4
     title_weight: float = 0.2
+
+
+_NOTHING = LexicalQuery()
 
 
 def documents_of(passages: Sequence[Passage]) -> tuple[list[Document], list[Document], list[Document]]:
@@ -67,7 +72,7 @@ class PassageScorer:
 
     @property
     def attainable(self) -> float:
-        """What `LexicalFields.attainable` gives for the query."""
+        """What `LexicalFields.prepared` finds attainable for the query."""
         return self.asked.attainable + self.bigrams.attainable * self.parameters.bigram_weight
 
     def scores(self, passages: Sequence[Passage]) -> Scores:
@@ -77,6 +82,16 @@ class PassageScorer:
         total += self.bigrams.scores(bigrams_) * self.parameters.bigram_weight
         total += self.title.scores(title) * self.parameters.title_weight
         return total
+
+
+class PreparedQueries(NamedTuple):
+    """Some queries: `fields`, `bases` and `shape` as `lexical_kernels.candidates` takes them; and `attainable`, float64 (queries,):
+    the lexical score of a text that says every morpheme and bigram of the query over and over, title and synonyms aside."""
+
+    fields: tuple[Prepared, ...]
+    bases: Scores
+    shape: Scores
+    attainable: Scores
 
 
 class LexicalFields:
@@ -132,20 +147,21 @@ class LexicalFields:
             title=self.title.scorer(query.terms),
         )
 
-    def attainable(self, queries: Sequence[LexicalQuery]) -> Scores:
-        """float64 (len(queries),): the lexical score of a text that says every morpheme and bigram of the query over and over,
-        title and synonyms aside."""
-        bigrams_ = self.bigrams.attainable([query.bigrams for query in queries])
-        return self.morphemes.attainable([query.asked for query in queries]) + bigrams_ * self.parameters.bigram_weight
-
-    def prepared(self, queries: Sequence[LexicalQuery | None]) -> tuple[tuple[Prepared, ...], Scores, Scores]:
-        """What `lexical_kernels.candidates` takes as `fields`, `bases` and `shape` for the queries, valid until the next change."""
-        terms = [query.terms if query is not None else {} for query in queries]
-        bigrams_ = [query.bigrams if query is not None else () for query in queries]
-        morphemes, base = self.morphemes.prepared(terms, 1.0)
-        bigram, base_of_bigrams = self.bigrams.prepared(bigrams_, self.parameters.bigram_weight)
-        title, base_of_title = self.title.prepared(terms, self.parameters.title_weight)
-        return (morphemes, bigram, title), base + base_of_bigrams + base_of_title, self.morphemes.shape
+    def prepared(self, queries: Sequence[LexicalQuery | None]) -> PreparedQueries:
+        """The queries for `lexical_kernels.candidates`, valid until the next change."""
+        given = [query if query is not None else _NOTHING for query in queries]
+        terms = [query.terms for query in given]
+        weights = self.parameters
+        morphemes, base, attainable = self.morphemes.prepared(terms, 1.0)
+        bigram, base_of_bigrams, of_bigrams = self.bigrams.prepared([q.bigrams for q in given], weights.bigram_weight)
+        title, base_of_title, _ = self.title.prepared(terms, weights.title_weight)
+        asked = np.array([term not in query.synonyms for query in given for term in query.terms], dtype=bool)
+        return PreparedQueries(
+            (morphemes, bigram, title),
+            base + base_of_bigrams + base_of_title,
+            self.morphemes.shape,
+            _sums(attainable * asked, morphemes[-1]) + _sums(of_bigrams, bigram[-1]) * weights.bigram_weight,
+        )
 
     def scores(self, query: LexicalQuery) -> Scores:
         """float64 (capacity,): the lexical score of every row, >= 0, 0 for rows not in use or without any match."""
@@ -155,6 +171,17 @@ class LexicalFields:
         self.title.add_scores(total, query.terms, self.parameters.title_weight)
         return total
 
-    def held(self, query: LexicalQuery, row: int) -> list[str]:
-        """The terms of `query` that the passage at `row` holds, in text or title."""
-        return self.morphemes.held(query.terms, row)
+    def rarest(self, query: LexicalQuery, prepared: PreparedQueries, number: int, row: int) -> float:
+        """The rarity of the rarest term of `query`, the one with this number in `prepared`, that the passage at `row` holds in text
+        or title."""
+        segments, *_, numbers, _, ends = prepared.fields[0]
+        holds = lexical_kernels.holds(segments, numbers[ends[number] : ends[number + 1]], row)
+        return query.rarest(compress(query.terms, holds.tolist()))
+
+
+def _sums(parts: Scores, ends: NDArray[np.int64]) -> Scores:
+    """float64 (queries,): the sum of each query's `parts`. No sum depends on what else is asked."""
+    sums, some = np.zeros(len(ends) - 1), np.diff(ends) > 0
+    if some.any():
+        sums[some] = np.add.reduceat(parts, ends[:-1][some])
+    return sums

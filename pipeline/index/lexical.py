@@ -12,7 +12,7 @@ Knows nothing about tokenisation, articles or fusion. Not thread-safe: its owner
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -158,16 +158,10 @@ class LexicalIndex:
         order = np.lexsort((rows, -found))
         return rows[order], found[order]
 
-    def attainable(self, queries: Sequence[Terms]) -> Scores:
-        """float64 (len(queries),): what `scorer` finds attainable for each."""
-        return self._statistics.attainable(queries)
-
     def held(self, terms: Terms, row: int) -> list[str]:
         """The query's terms that the document at `row` holds, in the order of the query."""
-        numbers, _, known = self._statistics.query(terms)
-        return [
-            known[place] for place in np.flatnonzero(lexical_kernels.holds(self._postings.addresses(), numbers, row))
-        ]
+        holds = lexical_kernels.holds(self._postings.addresses(), self._statistics.weighed([terms]).numbers, row)
+        return list(compress(dict.fromkeys(terms), holds.tolist()))
 
     @property
     def shape(self) -> Scores:
@@ -202,19 +196,18 @@ class LexicalIndex:
         self._statistics.add(held, documents=len(rows), length=int(lengths.sum()))
         self._lengths[rows] = lengths
 
-    def prepared(self, queries: Sequence[Terms], weight: float) -> tuple[Prepared, Scores]:
-        """What `lexical_kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; and what
-        every document scores beside, float64 (len(queries),)."""
-        numbers, weights, ends = self._statistics.queries(queries)
+    def prepared(self, queries: Sequence[Terms], weight: float) -> tuple[Prepared, Scores, Scores]:
+        """What `lexical_kernels.candidates` takes for `weight` times the scores of each query, valid until the next change; what
+        every document scores beside, float64 (len(queries),); and what is attainable by each term, without `weight`."""
+        numbers, weights, idf, attainable, ends = self._statistics.weighed(queries)
         weights *= weight
-        idf = self._statistics.idf(numbers) if len(numbers) else weights
         bases = np.array([self._formula.base(weights[a:b], idf[a:b]) for a, b in pairwise(ends.tolist())])
         line = np.array(self._formula.norm_line(self.average_length))
         factors = self._formula.factors(weights, idf)
-        return (self._postings.addresses(), self._lengths, line, numbers, factors, ends), bases
+        return (self._postings.addresses(), self._lengths, line, numbers, factors, ends), bases, attainable
 
     def _add_scores(self, total: Scores, terms: Terms, weight: float, matched: NDArray[np.bool_]) -> None:
-        (segments, lengths, line, numbers, factors, _), bases = self.prepared([terms], weight)
+        (segments, lengths, line, numbers, factors, _), bases, _ = self.prepared([terms], weight)
         lexical_kernels.add_scores(total, matched, segments, numbers, factors, lengths, line, self._formula.shape)
         if bases[0]:
             total[self._postings.alive()] += bases[0]

@@ -22,7 +22,7 @@ from pipeline.documents import Passage, passage_parts
 from pipeline.encoding.encoder import FloatArray
 from pipeline.index import dense_kernels, int8_kernels, lexical_kernels
 from pipeline.index.engine import DENSE_DECIMALS, LEXICAL_DECIMALS, Candidates, EngineQuery, Revisions
-from pipeline.index.fields import LexicalFields, LexicalParameters, PassageScorer
+from pipeline.index.fields import LexicalFields, LexicalParameters, PassageScorer, PreparedQueries
 from pipeline.index.filter_columns import FilterColumns
 from pipeline.index.lexical import part_of
 from pipeline.index.lexical_query import LexicalQuery
@@ -208,21 +208,18 @@ class ResidentEngine:
         masks = np.stack([self._columns.mask(filter_) for filter_ in filters])
         mask_of = np.array([filters.index(query.filter) for query in queries], dtype=np.intp)
         near = self._nearest(queries, masks, mask_of, k)
-        fields, bases, shape = self._lexical.prepared([query.terms for query in queries])
+        prepared = self._lexical.prepared([query.terms for query in queries])
         rows, lexical, places, by_words, ends = lexical_kernels.candidates(
-            fields, bases, shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
+            prepared.fields, prepared.bases, prepared.shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
             np.empty(self._lexical.morphemes.capacity),
         )  # fmt: skip
         dense = self._dense(queries, rows, places, ends, near.products)
-        terms = [query.terms for query in queries if query.terms is not None]
-        attainable = iter(self._lexical.attainable(terms).tolist())
         found: list[Candidates] = []
-        for query, (start, end) in zip(queries, pairwise(ends.tolist()), strict=True):
+        for number, (start, end) in enumerate(pairwise(ends.tolist())):
             proposed = _Proposed(
                 rows[start:end], dense[start:end], lexical[start:end], places[start:end] >= 0, by_words[start:end]
             )
-            most = next(attainable) if query.terms is not None else 0.0
-            found.append(self._candidates(query, self._without_surplus(proposed, k), most))
+            found.append(self._candidates(queries[number], self._without_surplus(proposed, k), prepared, number))
         return found
 
     def _dense(
@@ -258,9 +255,18 @@ class ResidentEngine:
         sizes[np.array(asking) + 1] = np.diff(found.ends)
         return Nearest(found.rows, found.products, np.cumsum(sizes))
 
-    def _candidates(self, query: EngineQuery, proposed: _Proposed, attainable: float) -> Candidates:
+    def _candidates(
+        self, query: EngineQuery, proposed: _Proposed, prepared: PreparedQueries, number: int
+    ) -> Candidates:
+        """What is proposed for `query`, the one with this number in `prepared`."""
         rows, dense = proposed.rows, proposed.dense
         lexical = proposed.lexical if query.terms is not None else np.full(len(rows), np.nan)
+        lexical_best, rarest = 0.0, 1.0
+        if query.terms is not None and len(rows):
+            lexical_best = float(lexical.max())
+            best: list[int] = rows[lexical == lexical_best].tolist()
+            first = min(best, key=lambda row: self._texts[row][0])
+            rarest = self._lexical.rarest(query.terms, prepared, number, first)
         # They do not change; what stands in a row may as soon as the lock is free.
         texts = list(map(self._texts.__getitem__, rows.tolist()))
         return Candidates(
@@ -269,9 +275,9 @@ class ResidentEngine:
             dense=dense,
             lexical=lexical,
             dense_best=float(dense.max()) if query.vector is not None and len(rows) else 0.0,
-            lexical_best=float(lexical.max()) if query.terms is not None and len(rows) else 0.0,
-            lexical_attainable=attainable,
-            lexical_rarest=self._rarest(query.terms, rows, lexical),
+            lexical_best=lexical_best,
+            lexical_attainable=float(prepared.attainable[number]),
+            lexical_rarest=rarest,
             passages=_Each(texts, _passage_of),
             articles=self._articles[rows],
         )
@@ -293,12 +299,6 @@ class ResidentEngine:
         kept = np.zeros(len(rows), dtype=bool)
         kept[places[:k]] = True
         return kept
-
-    def _rarest(self, terms: LexicalQuery | None, rows: Rows, scores: Column) -> float:
-        if terms is None or not len(rows):
-            return 1.0
-        best: list[int] = rows[scores == scores.max()].tolist()
-        return terms.rarest(self._lexical.held(terms, min(best, key=lambda row: self._texts[row][0])))
 
     def _add(self, passages: Sequence[Passage], vectors: FloatArray) -> None:
         if not passages:

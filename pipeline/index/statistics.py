@@ -11,8 +11,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
-from typing import Any
+from itertools import accumulate, chain, count, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,21 @@ from pipeline.index.bm25 import Counts, Formula, Frequencies, Scores
 from pipeline.index.postings import MAX_TF, Integers, TermNumbers
 
 Terms = Mapping[str, float] | Sequence[str]  # weighted terms, or terms of weight 1 that add up where they repeat
+
+
+class Weighed(NamedTuple):
+    """The terms of one query after the other, columns aligned.
+
+    `numbers` int32: -1 for a term that scores nothing, as no document holds it or its weight is 0; `weights` float64: 0 there;
+    `idf` float64: that of the rarest there; `attainable` float64: what the term gives a document that says it over and over, one
+    that no document holds as the rarest. `ends` int64 (queries + 1,): where each query's end.
+    """
+
+    numbers: TermNumbers
+    weights: Scores
+    idf: Scores
+    attainable: Scores
+    ends: NDArray[np.int64]
 
 
 class TermStatistics:
@@ -95,38 +110,35 @@ class TermStatistics:
         self._total_length -= length
         self._cached_average_idf = None
 
-    def query(self, terms: Terms) -> tuple[TermNumbers, Scores, list[str]]:
-        """Numbers, weights and spellings of the query's terms that some document holds, each once.
-
-        Raises InvalidInput for a weight that is negative or not finite.
-        """
-        numbers, weights, _ = self.queries([terms])
-        spelled = {self._vocabulary[term]: term for term in terms if term in self._vocabulary}
-        return numbers, weights, [spelled[number] for number in numbers.tolist()]
-
-    def queries(self, queries: Sequence[Terms]) -> tuple[TermNumbers, Scores, NDArray[np.int64]]:
-        """Numbers and weights as `query` gives them, for one query after the other, and where each one's end, int64 (n + 1,)."""
-        numbers, weights, ends = self._looked_up(queries)
-        kept = (self._frequencies(numbers) > 0) & (weights > 0)
-        return numbers[kept], weights[kept], np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[ends]
-
-    def attainable(self, queries: Sequence[Terms]) -> Scores:
-        """float64 (len(queries),): what a document would come to that says every term of the query over and over; a term that
-        no document holds counts as the rarest. 0.0 for a query without terms."""
-        numbers, weights, ends = self._looked_up(queries)
-        parts = _attainable(self.formula, weights, self._frequencies(numbers), self._documents, self._average_idf())
-        found, some = np.zeros(len(queries)), np.diff(ends) > 0
-        if some.any():  # summed query by query: no sum depends on what else is asked
-            found[some] = np.add.reduceat(parts, ends[:-1][some])
-        return found
-
-    def idf(self, numbers: TermNumbers) -> Scores:
-        """float64, like `numbers`, which some document must hold."""
-        return self.formula.idf(self._df[numbers], self._documents, self._average_idf())
+    def weighed(self, queries: Sequence[Terms]) -> Weighed:
+        """The terms of the queries, each once a query. Raises InvalidInput for a weight that is negative or not finite."""
+        weighted = [terms if isinstance(terms, Mapping) else _counted(terms) for terms in queries]
+        ends = np.array([0, *accumulate(map(len, weighted))], dtype=np.int64)
+        spelled = list(chain.from_iterable(weighted))
+        weights = np.fromiter(
+            chain.from_iterable(each.values() for each in weighted), dtype=np.float64, count=len(spelled)
+        )
+        if not (weights.min(initial=0.0) >= 0.0 and weights.max(initial=0.0) < np.inf):
+            for each in weighted:
+                _check_weights(each)
+        numbers = np.fromiter(map(self._vocabulary.get, spelled, repeat(-1)), dtype=np.int32, count=len(spelled))
+        df = self._df.take(numbers, mode="clip") if len(self._df) else np.zeros(len(numbers), dtype=np.int64)
+        held = (numbers >= 0) & (df > 0) & (weights > 0)
+        df = np.where(held, df, 1)
+        idf = self.formula.idf(df, max(self._documents, 1), self._average_idf())
+        return Weighed(
+            numbers=np.where(held, numbers, np.int32(-1)),
+            weights=np.where(held, weights, 0.0),
+            idf=idf,
+            attainable=self.formula.attainable(weights, idf),
+            ends=ends,
+        )
 
     def scorer(self, terms: Terms) -> DocumentScorer:
         """Scores documents for `terms` by the statistics of this moment. Raises InvalidInput as `query` does."""
-        weights = {term: weight for term, weight in _checked_weights(terms).items() if weight}
+        given = terms if isinstance(terms, Mapping) else _counted(terms)
+        _check_weights(given)
+        weights = {term: weight for term, weight in given.items() if weight}
         return DocumentScorer(
             formula=self.formula,
             columns={term: column for column, term in enumerate(weights)},
@@ -136,21 +148,6 @@ class TermStatistics:
             average_length=self.average_length,
             average_idf=self._average_idf(),
         )
-
-    def _looked_up(self, queries: Sequence[Terms]) -> tuple[TermNumbers, Scores, NDArray[np.int64]]:
-        """Numbers, -1 for a term that was never met, and weights of all terms of one query after the other, and their ends."""
-        weighted = list(map(_checked_weights, queries))
-        number_of = self._vocabulary.get
-        numbers = [number_of(term, -1) for weights in weighted for term in weights]
-        weights = np.array([weight for weights in weighted for weight in weights.values()], dtype=np.float64)
-        return np.array(numbers, dtype=np.int32), weights, np.cumsum([0, *map(len, weighted)], dtype=np.int64)
-
-    def _frequencies(self, numbers: TermNumbers) -> Frequencies:
-        """Documents that hold each term; 0 for -1 and for a number that no document brought."""
-        met = (numbers >= 0) & (numbers < len(self._df))
-        found = np.zeros(len(numbers), dtype=np.int64)
-        found[met] = self._df[numbers[met]]
-        return found
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The vocabulary in the order of its numbers, frequencies and totals; `restore` takes them back."""
@@ -190,8 +187,10 @@ class DocumentScorer:
 
     @property
     def attainable(self) -> float:
-        """What `TermStatistics.attainable` gives."""
-        return float(_attainable(self.formula, self.weights, self.df, self.documents, self.average_idf).sum())
+        """What a document would come to that says every term over and over; one that no document holds counts as the rarest."""
+        df = np.maximum(self.df, 1)
+        idf = self.formula.idf(df, max(self.documents, int(df.max(initial=1))), self.average_idf)
+        return float(self.formula.attainable(self.weights, idf).sum())
 
     def scores(self, documents: Sequence[Sequence[str]]) -> Scores:
         """float64 (len(documents),): the score of each list of terms, as an index with these statistics gives it.
@@ -223,19 +222,10 @@ class DocumentScorer:
         return np.minimum(counts, MAX_TF)
 
 
-def _attainable(formula: Formula, weights: Scores, df: Frequencies, documents: int, average_idf: float) -> Scores:
-    """float64 (terms,): what each term gives a document that says it over and over."""
-    df = np.maximum(df, 1)
-    idf = np.maximum(formula.idf(df, max(documents, int(df.max(initial=1))), average_idf), 0.0)
-    return formula.factors(weights, idf) * formula.most()
-
-
-def _checked_weights(terms: Terms) -> dict[str, float]:
-    weights = dict(terms) if isinstance(terms, Mapping) else _counted(terms)
+def _check_weights(weights: Mapping[str, float]) -> None:
     for term, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise InvalidInput(f"the weight of {shown(term)} should be finite and >= 0, is {weight}", "correct it")
-    return weights
 
 
 def _counted(terms: Sequence[str]) -> dict[str, float]:
