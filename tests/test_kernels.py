@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.index import compiled, dense_kernels, int8_kernels, lexical_kernels
+from pipeline.index import compiled, dense_kernels, int8_kernels, lexical_kernels, resident
 from pipeline.index.bm25 import Variant
 from pipeline.index.engine import LEXICAL_DECIMALS
-from pipeline.index.fields import LexicalFields, LexicalParameters
+from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PreparedQueries
 from pipeline.index.host_vectors import HostVectors
 from pipeline.index.resident import ResidentEngine, compile_all
 from tests.small_corpus import DIM, passages, question, vectors
@@ -109,8 +113,11 @@ def test_room_for_more_moves_nothing_and_rows_are_read_back() -> None:
         assert query in near.rows[near.ends[query] : near.ends[query + 1]].tolist() or not rows[query].any()
 
 
-def test_a_batch_gives_what_each_query_gives_by_itself() -> None:
-    """Whatever each asks for: modes, filters, numbers of candidates; and by several threads."""
+@pytest.mark.parametrize("alone_by_two", [False, True])
+def test_a_batch_gives_what_each_query_gives_by_itself(monkeypatch: pytest.MonkeyPatch, *, alone_by_two: bool) -> None:
+    """Whatever each asks for: modes, filters, numbers of candidates; and by several threads, a query alone too."""
+    monkeypatch.setattr(resident, "_PROCESSORS", 2)
+    monkeypatch.setattr(resident, "_ROWS_FOR_A_THREAD", 0 if alone_by_two else 1_000)
     random = np.random.default_rng(7)
     words = ["대출", "금리", "전세", "월세", "세금", "이체"]
     engine = ResidentEngine(DIM, LexicalParameters())
@@ -132,19 +139,51 @@ def test_a_batch_gives_what_each_query_gives_by_itself() -> None:
         assert (found.lexical_attainable, found.lexical_rarest) == (alone.lexical_attainable, alone.lexical_rarest)
 
 
-def test_the_first_search_compiles_nothing() -> None:
+def test_a_search_that_fails_waits_for_its_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that one reads must not change under it: the next change may free it."""
+    monkeypatch.setattr(resident, "_PROCESSORS", 2)
+    monkeypatch.setattr(resident, "_ROWS_FOR_A_THREAD", 0)
+    some = passages("글", 1, [["대출", "금리"], ["전세"]])
+    engine = ResidentEngine(DIM, LexicalParameters())
+    engine.add(some, vectors(some))
+    asked, weigh = question(["대출"]), engine._lexical.prepared
+    begun, failed, done = threading.Event(), threading.Event(), []
+
+    def slow(queries: Sequence[LexicalQuery | None]) -> PreparedQueries:
+        begun.set()
+        assert failed.wait(5)
+        time.sleep(0.05)
+        done.append(weigh(queries))
+        return done[0]
+
+    def failing(*_: object) -> None:
+        assert begun.wait(5)
+        failed.set()
+        raise MemoryError
+
+    monkeypatch.setattr(engine._lexical, "prepared", slow)
+    monkeypatch.setattr(engine, "_nearest", failing)
+    with pytest.raises(MemoryError):
+        engine.search(asked)
+    assert done
+
+
+def test_the_first_search_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_all()
     outer = (
         dense_kernels.nearest,
         dense_kernels.exact_products,
         lexical_kernels.candidates,
+        lexical_kernels.write_scores,
         lexical_kernels.holds,
         int8_kernels.coarsened,
         int8_kernels._multiply,
     )
     before = [len(kernel.signatures) for kernel in outer]  # type: ignore[attr-defined]
     some = passages("글", 1, [["대출", "금리"], ["전세"]])
+    monkeypatch.setattr(resident, "_PROCESSORS", 2)
     for int8_from in (0, 1_000_000):
+        monkeypatch.setattr(resident, "_ROWS_FOR_A_THREAD", int8_from)
         engine = ResidentEngine(DIM, LexicalParameters())
         engine._vectors = HostVectors(DIM, int8_from=int8_from)
         engine.add(some, vectors(some))

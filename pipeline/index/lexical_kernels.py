@@ -18,31 +18,24 @@ _RUN = 1_024  # postings at a time
 
 @compiled(boundscheck=False)
 def candidates(fields: Any, bases: Any, shape: Any, used: Any, masks: Any, mask_of: Any, k: int, factor: float, near: Any,
-               near_ends: Any, scores: Any) -> Any:  # fmt: skip
+               near_ends: Any, scores: Any, scored: bool) -> Any:  # fmt: skip
     """What both legs propose for each query: rows intp ascending, their lexical scores float64 rounded by `factor`, their
     places in `near` (-1: proposed by words alone), and whether the words proposed them, all for one query after the other; and
     where each query's end, int64 (queries + 1,).
 
     `fields`: a tuple for each lexical field: what `add_scores` takes, and the terms' numbers and factors for one query after
     the other with their ends int64 (queries + 1,). `bases` float64 (queries,): what every row in `used`, bool, scores. `near`,
-    `near_ends`: what `nearest` found. `scores` float64 by row is written over. The words propose the `k` best rows with a
-    positive score, and all that tie with the last one.
+    `near_ends`: what `nearest` found. `scores` float64 by row is written over; a single query may be `scored` there already. The
+    words propose the `k` best rows with a positive score, and all that tie with the last one.
     """
     queries = len(mask_of)
     rows, lexical = np.empty(2 * queries * (k + 32), np.intp), np.empty(2 * queries * (k + 32), np.float64)
     places, by_words = np.empty(len(rows), np.int64), np.empty(len(rows), np.bool_)
-    ends, parts = np.zeros(queries + 1, np.int64), np.empty(_RUN)
+    ends = np.zeros(queries + 1, np.int64)
     for query in range(queries):
         allowed = masks[mask_of[query]]
-        scores[:] = 0.0
-        for part in fields:
-            segments, lengths, line, numbers, factors, term_ends = part
-            these = slice(term_ends[query], term_ends[query + 1])
-            _add_terms(scores, segments, numbers[these], factors[these], lengths, line, shape, parts)
-        if bases[query] != 0.0:
-            for row in range(len(used)):
-                if used[row]:
-                    scores[row] += bases[query]
+        if not scored:
+            write_scores(fields, bases, shape, used, query, scores)
         tie = 1.0 / factor
         least = threshold(scores[: len(allowed)], allowed, k, 0.0)
         worded = at_least(scores[: len(allowed)], allowed, max(least - tie, TINY))
@@ -67,6 +60,21 @@ def candidates(fields: Any, bases: Any, shape: Any, used: Any, masks: Any, mask_
         ends[query + 1] = end
     total = ends[queries]
     return rows[:total], lexical[:total], places[:total], by_words[:total], ends
+
+
+@compiled(boundscheck=False)
+def write_scores(fields: Any, bases: Any, shape: Any, used: Any, query: int, scores: Any) -> None:
+    """Writes what each row scores for a query to `scores`; the rest as `candidates` has it."""
+    scores[:] = 0.0
+    parts = np.empty(_RUN)
+    for part in fields:
+        segments, lengths, line, numbers, factors, term_ends = part
+        these = slice(term_ends[query], term_ends[query + 1])
+        _add_terms(scores, segments, numbers[these], factors[these], lengths, line, shape, parts)
+    if bases[query] != 0.0:
+        for row in range(len(used)):
+            if used[row]:
+                scores[row] += bases[query]
 
 
 @compiled(boundscheck=False)

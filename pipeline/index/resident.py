@@ -31,6 +31,7 @@ from pipeline.index.vectors import Nearest, vectors_on
 
 _PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _QUERIES_A_THREAD = 3  # of a batch at least: with fewer, reading the matrix once more costs what the thread saves
+_ROWS_FOR_A_THREAD = 20_000  # with fewer, waking one takes what it saves
 _FIRST_CAPACITY = 1024  # rows; doubled whenever they run out
 
 Mask = NDArray[np.bool_]
@@ -94,7 +95,7 @@ class ResidentEngine:
         self._row_of: dict[str, int] = {}
         self._rows_of_article: dict[str, list[int]] = defaultdict(list)
         self._free: list[int] = []
-        self._pool: ThreadPoolExecutor | None = None  # for batches
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.RLock()
 
     @property
@@ -196,22 +197,25 @@ class ResidentEngine:
         parts = min(_PROCESSORS, len(queries) // _QUERIES_A_THREAD)
         if parts < 2:
             return self._found(queries, k)
+        ends = [len(queries) * part // parts for part in range(parts + 1)]
+        found = self._threads().map(lambda part: self._found(queries[part[0] : part[1]], k), pairwise(ends))
+        return list(chain.from_iterable(found))
+
+    def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PROCESSORS, "resident engine")
-        ends = [len(queries) * part // parts for part in range(parts + 1)]
-        found = self._pool.map(lambda part: self._found(queries[part[0] : part[1]], k), pairwise(ends))
-        return list(chain.from_iterable(found))
+        return self._pool
 
     def _found(self, queries: Sequence[EngineQuery], k: int) -> list[Candidates]:
         """The candidates of queries that all want `k` a leg: a few calls of compiled code for all of them."""
         filters = list(dict.fromkeys(query.filter for query in queries))
         masks = np.stack([self._columns.mask(filter_) for filter_ in filters])
         mask_of = np.array([filters.index(query.filter) for query in queries], dtype=np.intp)
-        near = self._nearest(queries, masks, mask_of, k)
-        prepared = self._lexical.prepared([query.terms for query in queries])
+        scores = np.empty(self._lexical.morphemes.capacity)
+        prepared, near, scored = self._both_legs(queries, masks, mask_of, k, scores)
         rows, lexical, places, by_words, ends = lexical_kernels.candidates(
-            prepared.fields, prepared.bases, prepared.shape, self._columns.used, masks, mask_of, k, 10.0**LEXICAL_DECIMALS, near.rows, near.ends,
-            np.empty(self._lexical.morphemes.capacity),
+            prepared.fields, prepared.bases, prepared.shape, self._columns.used, masks, mask_of, k,
+            10.0**LEXICAL_DECIMALS, near.rows, near.ends, scores, scored,
         )  # fmt: skip
         dense = self._dense(queries, rows, places, ends, near.products)
         found: list[Candidates] = []
@@ -221,6 +225,28 @@ class ResidentEngine:
             )
             found.append(self._candidates(queries[number], self._without_surplus(proposed, k), prepared, number))
         return found
+
+    def _both_legs(
+        self, queries: Sequence[EngineQuery], masks: Mask, mask_of: Rows, k: int, scores: Column
+    ) -> tuple[PreparedQueries, Nearest, bool]:
+        """The words of the queries, what is near their vectors, and whether `scores` is what all rows score: for a query alone
+        another thread does that meanwhile."""
+        words = [query.terms for query in queries]
+        both = len(queries) == 1 and queries[0].vector is not None and queries[0].terms is not None
+        if not both or len(self._texts) < _ROWS_FOR_A_THREAD or _PROCESSORS == 1:
+            return self._lexical.prepared(words), self._nearest(queries, masks, mask_of, k), False
+
+        def scored() -> PreparedQueries:
+            prepared = self._lexical.prepared(words)
+            lexical_kernels.write_scores(prepared.fields, prepared.bases, prepared.shape, self._columns.used, 0, scores)
+            return prepared
+
+        beside = self._threads().submit(scored)
+        try:
+            near = self._nearest(queries, masks, mask_of, k)
+        finally:  # whatever happens, the other thread reads nothing any more when the lock is given away
+            prepared = scored() if beside.cancel() else beside.result()
+        return prepared, near, True
 
     def _dense(
         self,
@@ -366,5 +392,7 @@ def compile_all() -> None:
         int8_kernels.multiply(coarse, np.zeros(0, np.int64), np.zeros((0, 1, 64), np.int32))
     segments = np.zeros((0, 5), np.int64)
     field = (segments, np.zeros(1, np.int32), np.ones(2), numbers, np.zeros(0), ends)
-    lexical_kernels.candidates((field,) * 3, ones, np.ones(3), masks[0], masks, mask_of, 1, 1.0, mask_of, ends, ones)
+    words = ((field,) * 3, ones, np.ones(3), masks[0])
+    lexical_kernels.write_scores(*words, 0, ones)
+    lexical_kernels.candidates(*words, masks, mask_of, 1, 1.0, mask_of, ends, ones, True)
     lexical_kernels.holds(segments, numbers, 0)
