@@ -16,7 +16,6 @@ from typing import overload
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from pipeline.errors import InvalidQuery
 from pipeline.index.engine import Candidates
@@ -62,39 +61,37 @@ class Ranking(Sequence[RankedArticle]):
         self._candidates = candidates
         self._fused = fused
         self._on = [not np.isnan(column).any() for column in (candidates.dense, candidates.lexical)]
-        self._order = self._best_first()
-        self._articles = _numbers_of(candidates)[self._order]  # of the candidates in their order
-        first = np.unique(self._articles, return_index=True)[1]
-        first.sort()
-        self._first: list[int] = first.tolist()  # where in the order each article comes first
+        numbers = candidates.articles.tolist() if len(candidates.articles) else candidates.article_ids
+        places: dict[int | str, list[int]] = {}
+        for place in self._best_first():
+            places.setdefault(numbers[place], []).append(place)
+        self._articles = list(places.values())  # the places of each article's candidates, best first
 
     @property
     def article_ids(self) -> list[str]:
-        return [self._candidates.article_ids[place] for place in self._order[self._first].tolist()]
+        return [self._candidates.article_ids[places[0]] for places in self._articles]
 
     def after(self, key: tuple[float, str]) -> int:
         """The number of articles up to the one with `key` (minus the score, id), whether it is there or not."""
-        return bisect_right(self._first, key, key=self._key)
+        return bisect_right(self._articles, key, key=self._key)
 
-    def _key(self, first: int) -> tuple[float, str]:
-        place = int(self._order[first])
-        return -float(self._fused.score[place]), self._candidates.article_ids[place]
+    def _key(self, places: Sequence[int]) -> tuple[float, str]:
+        return -float(self._fused.score[places[0]]), self._candidates.article_ids[places[0]]
 
-    def _best_first(self) -> NDArray[np.intp]:
+    def _best_first(self) -> list[int]:
         """All places by score; ids are looked at only where scores tie."""
-        order: NDArray[np.intp] = np.argsort(-self._fused.score, kind="stable")
-        scores = self._fused.score[order]
+        places = np.argsort(-self._fused.score, kind="stable")
+        scores = self._fused.score[places]
         tied = np.flatnonzero(scores[1:] == scores[:-1])
-        if not len(tied):
-            return order
+        order: list[int] = places.tolist()
         ids, articles = self._candidates.passage_ids, self._candidates.article_ids
-        for run in np.split(tied, np.flatnonzero(np.diff(tied) > 1) + 1):
+        for run in np.split(tied, np.flatnonzero(np.diff(tied) > 1) + 1) if len(tied) else ():
             start, end = int(run[0]), int(run[-1]) + 2
-            order[start:end] = sorted(order[start:end].tolist(), key=lambda place: (articles[place], ids[place]))
+            order[start:end] = sorted(order[start:end], key=lambda place: (articles[place], ids[place]))
         return order
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self._articles)
 
     @overload
     def __getitem__(self, index: int) -> RankedArticle: ...
@@ -102,11 +99,10 @@ class Ranking(Sequence[RankedArticle]):
     def __getitem__(self, index: slice) -> list[RankedArticle]: ...
     def __getitem__(self, index: int | slice) -> RankedArticle | list[RankedArticle]:
         if isinstance(index, slice):
-            return [self._article(first) for first in self._first[index]]
-        return self._article(self._first[index])
+            return [self._article(places) for places in self._articles[index]]
+        return self._article(self._articles[index])
 
-    def _article(self, first: int) -> RankedArticle:
-        places: list[int] = self._order[self._articles == self._articles[first]].tolist()
+    def _article(self, places: Sequence[int]) -> RankedArticle:
         best, *others = map(self._scored, places)
         article_id = self._candidates.article_ids[places[0]]
         return RankedArticle(article_id=article_id, place=places[0], best=best, others=tuple(others))
@@ -121,14 +117,6 @@ class Ranking(Sequence[RankedArticle]):
             dense_normalised=float(self._fused.dense[place]) if dense_on else None,
             lexical_normalised=float(self._fused.lexical[place]) if lexical_on else None,
         )
-
-
-def _numbers_of(candidates: Candidates) -> NDArray[np.intp]:
-    """intp (n,): equal where candidates are of one article."""
-    if len(candidates.articles):
-        return np.asarray(candidates.articles, dtype=np.intp)
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(i, len(numbers)) for i in candidates.article_ids], dtype=np.intp)
 
 
 def page(ranking: Ranking, *, limit: int, cursor: str | None, question: str) -> tuple[list[RankedArticle], str | None]:

@@ -102,6 +102,7 @@ class Searcher:
         self._encoder = encoder
         self._engine = engine
         self._fusion = fusion
+        self._settings = astuple(fusion)
         self._seq = seq
 
     @property
@@ -216,7 +217,7 @@ class Searcher:
         ranking = Ranking(candidates, fused)
         try:
             shown, cursor = page(
-                ranking, limit=request.limit, cursor=request.cursor, question=request.question(*astuple(self._fusion))
+                ranking, limit=request.limit, cursor=request.cursor, question=request.question(*self._settings)
             )
         except InvalidQuery as error:
             return error
