@@ -73,6 +73,18 @@ class DeafEncoder:
         raise self._error
 
 
+class ListeningEncoder(DeafEncoder):
+    """kiwi-static, which remembers the sentences that it encoded."""
+
+    def __init__(self, encoder: KiwiStaticEncoder) -> None:
+        super().__init__(encoder, EncoderFailed("never"), sentences_only=True)
+        self.texts: list[str] = []
+
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+        self.texts += [text.strip() for text in texts]
+        return self._encoder.encode_passages(texts)
+
+
 class DeafAnalyser(Analyser):
     def terms_of_queries(self, texts: Sequence[str]) -> list[QueryTerms]:
         raise RuntimeError(f"Kiwi cannot read {', '.join(map(repr, texts))}")
@@ -288,6 +300,20 @@ def test_a_hit_by_meaning_alone_shows_its_nearest_sentence(searcher: Searcher, e
         checked += best[:20] in hit.snippet.replace("&#x27;", "'").replace("&quot;", '"')
     # 82 here: sentences are encoded from their terms, which are blind to homographs; a random sentence is right one time in six.
     assert checked >= 75
+
+
+def test_no_sentence_is_encoded_of_a_passage_that_its_snippet_shows_whole(
+    analyser: Analyser, encoder: KiwiStaticEncoder
+) -> None:
+    listening, engine = ListeningEncoder(encoder), ResidentEngine(encoder.dim, LexicalParameters())
+    short, long = "돈을 부친다. 값은 없다.", "돈을 보내는 길은 많다. " * 12
+    articles = [Article(id=i, title="", body=body) for i, body in (("short", short), ("long", long))]
+    made = Passages(analyser, encoder, ChunkingParameters()).of(list(enumerate(articles, start=1)))
+    parts = [part for passages in made for part in passages]
+    engine.add([part.passage for part in parts], encode(encoder, parts))
+    result = _searcher(analyser, listening, engine).search(SearchRequest.checked("송금 수수료", mode="dense"))
+    assert sorted(_ids(result)) == ["long", "short"]
+    assert set(listening.texts) == {"돈을 보내는 길은 많다."}
 
 
 def test_seq_degradation_of_the_engine_and_timings_pass_through(

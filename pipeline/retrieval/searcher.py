@@ -22,7 +22,7 @@ from pipeline.index.lexical_query import LexicalQuery
 from pipeline.retrieval.fusion import Fused, Method, fuse
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.ranking import RankedArticle, Ranking, ScoredPassage, page
-from pipeline.retrieval.snippets import matched_terms, snippet
+from pipeline.retrieval.snippets import matched_terms, shown_whole, snippet
 from pipeline.retrieval.understanding import ENCODER_ERRORS, Reader, Understood
 
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Searcher:
             (number, p)
             for number, one in enumerate(pages)
             for p in one.passages.values()
-            if one.weights.keys().isdisjoint(p.terms)
+            if not shown_whole(p) and one.weights.keys().isdisjoint(p.terms)
         ]
         likely = self._likely_sentences(unmatched, [one.question.vector for one in pages])
         return [

@@ -40,6 +40,11 @@ def matched_spans(hits: Sequence[Hit]) -> list[Span]:
     return joined
 
 
+def shown_whole(passage: Passage) -> bool:
+    """Whether its snippet is all of it, whatever is asked."""
+    return len(passage.text) <= SNIPPET_CHARS
+
+
 def snippet(passage: Passage, weights: Mapping[str, float], *, likely: Span | None = None) -> str:
     """About 160 characters of the passage, HTML-escaped but for `<mark>` around matches.
 
@@ -87,7 +92,7 @@ def _densest(hits: Sequence[Hit], weights: Mapping[str, float]) -> Span:
 def _around(passage: Passage, core: Span) -> Span:
     """A window of SNIPPET_CHARS that holds `core`, starting at its sentence where that fits."""
     text = passage.text
-    if len(text) <= SNIPPET_CHARS:
+    if shown_whole(passage):
         return 0, len(text)
     sentence = max((start for start, _ in passage.sentence_spans if start <= core[0]), default=0)
     spare = max(0, SNIPPET_CHARS - (core[1] - core[0]))
