@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.index import compiled, dense_kernels, int8_kernels, lexical_kernels, resident
 from pipeline.index.bm25 import Variant
 from pipeline.index.engine import LEXICAL_DECIMALS
-from pipeline.index.fields import LexicalFields, LexicalParameters, LexicalQuery, PreparedQueries
+from pipeline.index.fields import LexicalFields, LexicalParameters, PreparedQueries
 from pipeline.index.host_vectors import HostVectors
+from pipeline.index.lexical_query import LexicalQuery
 from pipeline.index.resident import ResidentEngine, compile_all
 from tests.small_corpus import DIM, passages, question, vectors
 
