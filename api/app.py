@@ -81,6 +81,7 @@ def create_app(
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looked for at every request; ours is below
     )
     app.state.service = service
     app.state.access = Access(settings.api)
@@ -91,7 +92,7 @@ def create_app(
     )
     errors.install(app)
     for routes in (search, articles, embeddings, admin, health, console, operations):
-        app.include_router(routes.router)
+        app.router.routes.extend(routes.router.routes)  # an included router is looked through twice
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.add_middleware(Unexpected)  # the last one added is the outermost
     app.add_middleware(Auditing, log=audit)

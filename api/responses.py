@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.routing import request_response
 
 
 class Json(Response):
@@ -21,8 +22,8 @@ class Json(Response):
 
 
 class Plain(APIRoute):
-    """A route whose function takes the request and gives the response: nothing is done around it."""
+    """A route whose function takes the request and gives the response: nothing is done around it but the answers to errors."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self.app = request_response(endpoint)  # Starlette's: what FastAPI cleans up afterwards is not there

@@ -39,6 +39,7 @@ _HOW: dict[str, Any] = {
     "loop": "uvloop",
     "http": "httptools",
     "log_level": "warning",
+    "access_log": False,  # at this level nothing is written, yet put together
     "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
     "proxy_headers": False,  # who may write without a key is decided by the real peer
 }
