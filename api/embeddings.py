@@ -5,16 +5,12 @@ Who goes away while he waits is not encoded for.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from itertools import count
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from api.leaving import Gone, unless_gone
+from api.leaving import Gone, results
 from pipeline.encoding.encoder import Encoder, FloatArray
 from pipeline.encoding.line import LinedEncoder
 from pipeline.encoding.sentence import Task
@@ -34,7 +30,7 @@ async def embedded(encoder: Encoder, texts: Sequence[str], task: Task, gone: Gon
     else:
         prepared = await run_in_threadpool(encoder.prepared, texts, task)
     written = [(place, one) for place, one in enumerate(prepared) if one is not None]
-    rows = await _all(encoder.embedded([one for _, one in written]), gone)
+    rows = await results(encoder.embedded([one for _, one in written]), gone)
     vectors = np.zeros((len(texts), encoder.dim), dtype=np.float32)
     for (place, _), row in zip(written, rows, strict=True):
         vectors[place] = row
@@ -44,30 +40,3 @@ async def embedded(encoder: Encoder, texts: Sequence[str], task: Task, gone: Gon
 def _by_itself(encoder: Encoder, texts: Sequence[str], task: Task) -> tuple[FloatArray, int]:
     encode = encoder.encode_queries if task == "query" else encoder.encode_passages
     return encode(texts), sum(encoder.count_tokens(texts))
-
-
-async def _all(futures: Sequence[Future[FloatArray]], gone: Gone) -> list[FloatArray]:
-    """Their results. The loop is woken once, by the last of them; nobody is left waiting in line."""
-    if not futures:
-        return []
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    ended = count(1)
-
-    def end() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def one_ended(_future: Future[FloatArray]) -> None:
-        if next(ended) == len(futures):
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                loop.call_soon_threadsafe(end)
-
-    try:
-        for future in futures:
-            future.add_done_callback(one_ended)
-        await unless_gone(done, gone)
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()

@@ -5,7 +5,6 @@ Where it is full, the next search is refused before anything is done for it.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import answer
-from api.leaving import Gone, unless_gone
+from api.leaving import Gone, results
 from api.telemetry import Metrics
 from pipeline.connected import Connected
 from pipeline.encoding.batcher import Batcher
@@ -52,11 +51,11 @@ class Searches:
         except NotReady:
             return None
 
-    async def result(self, request: SearchRequest, gone: Gone | None = None) -> SearchResult:
+    async def result(self, request: SearchRequest, gone: Gone) -> SearchResult:
         """What `Searcher.search` gives or raises; whoever gives up waiting for it is not searched for. `gone` returns when
         nobody waits any more. Raises Overloaded, ClientDisconnect."""
-        future = asyncio.wrap_future(self._in_force().submit(request))
-        return await future if gone is None else await unless_gone(future, gone)
+        (result,) = await results([self._in_force().submit(request)], gone)
+        return result
 
     def close(self) -> None:
         """Ends after the searches under way; the others are refused."""

@@ -136,7 +136,7 @@ class Service:
 
     # ---- what callers do
 
-    async def search(self, request: SearchRequest, *, min_seq: int = 0, gone: Gone | None = None) -> SearchResult:
+    async def search(self, request: SearchRequest, gone: Gone, *, min_seq: int = 0) -> SearchResult:
         """Answers from a state in which the change accepted as `min_seq` is applied; 0 waits for nothing. `gone` returns when
         nobody waits any more.
 

@@ -150,8 +150,9 @@ def test_where_milvus_answers_its_own_line_is_asked_at_the_door(
         assembly.close()
 
 
+@pytest.mark.parametrize("path", ["/v1/search", "/"])
 def test_for_who_goes_away_while_he_waits_nothing_is_searched(
-    tmp_path: Path, analyser: Analyser, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, analyser: Analyser, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     with running(settings_in(tmp_path), analyser, encoder) as server, server.client(key=None) as client:
         gate = Gate(monkeypatch)
@@ -161,9 +162,9 @@ def test_for_who_goes_away_while_he_waits_nothing_is_searched(
                 first.append(pool.submit(client.get, "/v1/search", params={"q": "전세"}))
                 assert gate.begun.acquire(timeout=_PATIENCE)
             with socket.create_connection(("127.0.0.1", server.port)) as leaving:
-                leaving.sendall(b"GET /v1/search?q=gone HTTP/1.1\r\nHost: x\r\n\r\n")
+                leaving.sendall(f"GET {path}?q=gone HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 until(lambda: server.app.state.service._searches.waiting == 1, _PATIENCE, "his search should wait")
-            ended = 'yeoul_http_request_seconds_count{method="GET",route="/v1/search",status="499"} 1.0'
+            ended = f'yeoul_http_request_seconds_count{{method="GET",route="{path}",status="499"}} 1.0'
             until(lambda: ended in client.get("/metrics").text, _PATIENCE, "nobody noticed that he went away")
             last = pool.submit(client.get, "/v1/search", params={"q": "월세"})
             until(lambda: server.app.state.service._searches.waiting == 2, _PATIENCE, "the last one should wait")

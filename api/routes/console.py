@@ -13,6 +13,7 @@ from markupsafe import Markup
 from starlette.templating import Jinja2Templates
 
 from api.errors import status_of
+from api.leaving import Gone, gone_of
 from api.security import access_of, key_of
 from api.service import Running, Service
 from pipeline.errors import InvalidQuery, YeoulError
@@ -87,14 +88,14 @@ async def page(service: Running, request: Request) -> Response:
     if "q" in request.query_params:
         try:
             access_of(request).check_read(await key_of(request))
-            context |= await _results(service, form)
+            context |= await _results(service, form, gone_of(request))
         except YeoulError as error:
             status = status_of(error)
             context["problem"] = _told(error, status)
     return _templates.TemplateResponse(request, "search.html", context, status_code=status)
 
 
-async def _results(service: Service, form: dict[str, str]) -> dict[str, Any]:
+async def _results(service: Service, form: dict[str, str], gone: Gone) -> dict[str, Any]:
     checked = SearchRequest.checked(
         form["q"],
         limit=_PAGE_HITS,
@@ -102,7 +103,7 @@ async def _results(service: Service, form: dict[str, str]) -> dict[str, Any]:
         filter_=Filter(category=form["category"].strip() or None),
         cursor=form["cursor"] or None,
     )
-    result = await service.search(checked)
+    result = await service.search(checked, gone)
     return {
         "result": result,
         "hits": [_shown(hit, form) for hit in result.hits],

@@ -93,7 +93,7 @@ async def search(request: Request) -> Json:
         cursor=asked.cursor,
     )
     service: Service = request.app.state.service
-    result = await service.search(wanted, min_seq=asked.min_seq, gone=gone_of(request))
+    result = await service.search(wanted, gone_of(request), min_seq=asked.min_seq)
     return Json(unified(result, query=asked.q, explain=asked.explain))
 
 
