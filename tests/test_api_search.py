@@ -9,8 +9,12 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import hypothesis
 import pytest
+from hypothesis import strategies as st
+from starlette.requests import Request
 
+from api.routes.search import parameters
 from tests.api_server import ApiServer
 
 
@@ -91,6 +95,17 @@ def test_pages_of_any_size_join_to_the_one_shot_list(client: httpx2.Client, size
 )
 def test_filters_are_conditions_on_data(client: httpx2.Client, given: dict[str, str], expected: set[str]) -> None:
     assert {item["article_id"] for item in _search(client, **given, limit=100)["items"]} == expected
+
+
+_STANDING = [*"&=+%;?/'", "q=", "limit=", "%EC%97%B0", "%ED%A0%80", "%00", "%zz"]
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from(_STANDING) | st.characters(min_codepoint=0x24, max_codepoint=0x7E), max_size=30)
+)
+def test_parameters_are_what_starlette_reads(parts: list[str]) -> None:
+    request = Request({"type": "http", "headers": [], "query_string": "".join(parts).encode()})
+    assert parameters(request) == dict(request.query_params)
 
 
 def test_series_and_source_are_conditions_too(api_server: ApiServer, client: httpx2.Client) -> None:
