@@ -307,7 +307,7 @@ def _print_answer(answer: dict[str, Any], *, explain: bool) -> None:
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     for number, item in enumerate(answer["items"], start=1):
         snippet = html.unescape(item["snippet"].replace("<mark>", bold).replace("</mark>", plain))
-        place = " · ".join(part for part in (item["category"], (item["published_at"] or "")[:10]) if part)
+        place = " · ".join(part for part in (item["category"], str(item["published_at"] or "")[:10]) if part)
         print(f"{number:>2}. {bold}{item['title']}{plain}  {item['score']:.3f}  {place}")
         print(f"    {snippet}")
         if explain:

@@ -11,7 +11,7 @@ _MILLISECOND_DECIMALS = 2
 
 
 def unified(result: SearchResult, *, query: str, explain: bool) -> dict[str, Any]:
-    """The body of `GET /v1/search`. `query` is the text as it was sent."""
+    """The body of `GET /v1/search`, for orjson, which writes times itself. `query` is the text as it was sent."""
     answer: dict[str, Any] = {
         "query": query,
         "understood": {"text": result.request.text, "corrections": []},
@@ -38,9 +38,9 @@ def _item(hit: Hit, *, explain: bool) -> dict[str, Any]:
         "url": passage.url,
         "category": passage.category,
         "series": passage.series,
-        "tags": list(passage.tags),
+        "tags": passage.tags,
         "source": passage.source,
-        "published_at": passage.published_at.isoformat() if passage.published_at is not None else None,
+        "published_at": passage.published_at,
         "snippet": hit.snippet,
         "score": hit.score,
         "passages": [{"passage_id": other.passage_id, "score": other.score} for other in hit.others],
