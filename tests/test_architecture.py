@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,15 @@ print(*sorted({"sentence_transformers", "transformers", "fastapi", "alembic"} & 
 """
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """The modules that `path` imports anywhere, also inside functions; `from a import b` gives a and a.b."""
-    return imports_in(ast.parse(path.read_text(encoding="utf-8")), path)
+    return frozenset(imports_in(parsed(path), path))
 
 
 def imports_in(tree: ast.Module, path: Path) -> Iterator[str]:
@@ -108,7 +115,7 @@ def test_only_the_analyser_makes_a_kiwi() -> None:
     makers = {
         name
         for name, path in zip(_NAMES, _MODULES, strict=True)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Kiwi", "kiwipiepy.Kiwi")
     }
     assert makers == {"pipeline/korean/morphemes.py"}
@@ -135,7 +142,7 @@ def test_every_module_says_its_duty() -> None:
     silent = [
         name
         for name, path in zip(_NAMES, _MODULES, strict=True)
-        if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if path.name != "__init__.py" and not ast.get_docstring(parsed(path))
     ]
     assert silent == []
 

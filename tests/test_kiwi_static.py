@@ -70,8 +70,11 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(kiwi: Kiwi, cache_dir: Path) -> MorphemeTable:
-    return MorphemeTable.open(kiwi, cache_dir=cache_dir)
+def table(kiwi: Kiwi, cache_dir: Path, cosines: NDArray[np.float64]) -> MorphemeTable:
+    """Derived and kept, with the cosines that are asked of Kiwi once for this file."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kiwi_table, "landmark_cosines", lambda *_, **__: cosines)
+        return MorphemeTable.open(kiwi, cache_dir=cache_dir)
 
 
 @pytest.fixture(scope="module")
