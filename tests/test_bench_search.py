@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from indexers.benchmarks import search
 from indexers.benchmarks.deployment import Deployment, prepared
 from indexers.benchmarks.memory import memory_of, processor_seconds, rss_of, watched
 from indexers.benchmarks.passages import NotFilled, filled
@@ -79,8 +80,12 @@ def test_a_folder_whose_filling_broke_off_is_refused(tmp_path: Path, corpus: Pat
 
 
 @needs_wrk
-def test_every_load_is_answered_and_every_figure_is_there(deployment: Deployment) -> None:
-    plan = Plan(connections=4, seconds=2, overload=2, against={_ONE_MORE: "400"}, rounds=1)
+def test_every_load_is_answered_and_every_figure_is_there(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_WARM_UP_SECONDS", "_PROBE_SECONDS"):
+        monkeypatch.setattr(search, name, 1.0)
+    plan = Plan(connections=4, seconds=1, overload=2, against={_ONE_MORE: "400"}, rounds=1)
     figures = measured(deployment, passages=_PASSAGES, queries=queries([]), plan=plan)
     closed, repeated, steady, overload = figures.rows
     for row in (closed, repeated, steady):
