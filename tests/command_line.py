@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.articles import ArticleStore
+from pipeline.storage.database import StateDatabase
+
 _ROOT = Path(__file__).parent.parent
 _SECONDS = 600.0  # for one command: some 5 s on an idle machine
 
@@ -72,3 +75,12 @@ def finished(process: subprocess.Popen[bytes]) -> Outcome:
     """Waits for the end of `process`."""
     out, err = process.communicate(timeout=_SECONDS)
     return Outcome(process.returncode, out.decode(), err.decode())
+
+
+def counts(shell: Shell) -> tuple[dict[str, int], int]:
+    """Articles by status and the length of the inbox, straight from the state database."""
+    database = StateDatabase.open(f"sqlite:///{shell.folder / '.yeoul' / 'state.db'}")
+    store = ArticleStore(database)
+    found = store.counts(), store.queue_length()
+    database.close()
+    return found

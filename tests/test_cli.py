@@ -20,7 +20,7 @@ from pipeline.folder import FolderLock
 from pipeline.storage import leases
 from pipeline.storage.articles import ArticleStore
 from pipeline.storage.database import StateDatabase
-from tests.command_line import Outcome, Shell, finished
+from tests.command_line import Outcome, Shell, counts, finished
 from tests.faults import until
 
 _NOBODY = "http://127.0.0.1:1"  # nothing listens on port 1
@@ -51,15 +51,6 @@ def written(path: Path, *rows: Mapping[str, object] | str) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
-
-
-def counts(shell: Shell) -> tuple[dict[str, int], int]:
-    """Articles by status and the length of the inbox, straight from the state database."""
-    database = StateDatabase.open(f"sqlite:///{shell.folder / '.yeoul' / 'state.db'}")
-    store = ArticleStore(database)
-    found = store.counts(), store.queue_length()
-    database.close()
-    return found
 
 
 @pytest.fixture
@@ -100,9 +91,14 @@ def served(indexed: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 # ---- index
 
 
-def test_bad_lines_are_told_by_number_and_the_rest_is_indexed(empty: Shell) -> None:
-    file = written(
-        empty.folder / "a.jsonl",
+def test_a_folder_is_read_with_all_its_formats_and_bad_lines_are_told_by_number(empty: Shell) -> None:
+    folder = empty.folder / "articles"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "b.md").write_text("# 전세\n\n전세 대출을 알아봅니다.", encoding="utf-8")
+    (folder / "c.html").write_text("<title>청약</title><p>청약 통장의 가점</p>", encoding="utf-8")
+    (folder / "d.csv").write_bytes("id,title,body\n넷,펀드,적립식 펀드의 장점\n".encode("cp949"))
+    written(
+        folder / "a.jsonl",
         _ROWS[0],
         "{no json",
         {"title": "no id", "body": "x"},
@@ -112,35 +108,26 @@ def test_bad_lines_are_told_by_number_and_the_rest_is_indexed(empty: Shell) -> N
         '{"id": "lone", "title": "x", "body": "\\ud800"}',
         _ROWS[1],
     )
-    outcome = empty.run("index", str(file))
+    outcome = empty.run("index", str(folder))
     assert outcome.code == 0
     assert "Traceback" not in outcome.err
     assert [int(number) for number in re.findall(r"a\.jsonl[:, ]+(?:line )?(\d+)", outcome.err)] == [2, 3, 4, 5, 6, 7]
-    assert "2 articles read: 2 new or changed, 0 unchanged, 6 lines refused" in outcome.out
-    assert "2 articles indexed as 2 passages, 2 of them encoded; 0 deleted, 0 failed" in outcome.out
+    assert "5 articles read: 5 new or changed, 0 unchanged, 6 lines refused" in outcome.out
+    assert "5 articles indexed as 5 passages, 5 of them encoded; 0 deleted, 0 failed" in outcome.out
+    assert counts(empty) == ({"indexed": 5}, 0)
 
 
-def test_a_second_run_is_quiet_and_encodes_nothing(own: Shell) -> None:
+def test_a_second_run_is_quiet_and_encodes_nothing_and_another_category_nothing_again(own: Shell) -> None:
     file = written(own.folder / "articles.jsonl", *_ROWS)
     again = own.run("index", str(file)).done()
     assert again.out == "4 articles read: 0 new or changed, 4 unchanged, 0 lines refused\n"
-    written(file, *_ROWS[1:], {**_ROWS[0], "category": "사기"})
+    written(file, _ROWS[0], *({**row, "category": "옮김"} for row in _ROWS[1:]))
     edited = own.run("index", str(file)).done()
-    assert "1 new or changed, 3 unchanged" in edited.out
-    assert "1 articles indexed as 1 passages, 0 of them encoded" in edited.out
-
-
-def test_a_folder_is_read_with_all_its_formats(empty: Shell) -> None:
-    folder = empty.folder / "articles"
-    (folder / "deep").mkdir(parents=True)
-    written(folder / "a.jsonl", _ROWS[0])
-    (folder / "deep" / "b.md").write_text("# 전세\n\n전세 대출을 알아봅니다.", encoding="utf-8")
-    (folder / "c.html").write_text("<title>청약</title><p>청약 통장의 가점</p>", encoding="utf-8")
-    (folder / "d.csv").write_bytes("id,title,body\n넷,펀드,적립식 펀드의 장점\n".encode("cp949"))
-    outcome = empty.run("index", str(folder))
-    assert outcome.code == 0
-    assert "4 articles read" in outcome.out
-    assert counts(empty) == ({"indexed": 4}, 0)
+    assert "3 new or changed, 1 unchanged" in edited.out
+    assert "3 articles indexed as 3 passages, 0 of them encoded" in edited.out
+    found = own.run("search", "연말정산", "--category", "옮김", "--json").done().json["items"]
+    assert "rent" in {item["article_id"] for item in found}
+    assert {item["category"] for item in found} == {"옮김"}
 
 
 def test_files_that_cannot_be_read_are_told_and_nothing_changes(empty: Shell) -> None:
@@ -176,12 +163,7 @@ def test_wrong_usage_is_exit_code_2(empty: Shell) -> None:
 
 
 def test_a_search_as_json_is_the_contracts_object_alone(indexed: Shell) -> None:
-    plain, explained = everything(
-        indexed,
-        (("search", "보이스피싱", "--json"), {}),
-        (("search", "월세 공제", "--json", "--explain", "--limit", "1", "--category", "세금"), {}),
-    )
-    answer = plain.done().json
+    answer = indexed.run("search", "보이스피싱", "--json").done().json
     assert answer.keys() >= _ANSWER_FIELDS
     assert answer["query"] == answer["understood"]["text"] == "보이스피싱"
     assert (answer["seq"], answer["degraded"], answer["services"]) == (4, [], [])
@@ -190,6 +172,10 @@ def test_a_search_as_json_is_the_contracts_object_alone(indexed: Shell) -> None:
     assert best["article_id"] == "phishing"
     assert "<mark>보이스피싱</mark>" in best["snippet"]
     assert 0 <= best["score"] <= 1
+
+
+def test_an_explained_search_as_json_has_the_parts_of_each_score(served: Shell) -> None:
+    explained = served.run("search", "월세 공제", "--json", "--explain", "--limit", "1", "--category", "세금")
     (hit,) = explained.done().json["items"]
     assert (hit["article_id"], hit["category"]) == ("rent", "세금")
     parts = hit["explain"]
