@@ -29,7 +29,10 @@ hypothesis.settings.register_profile("any machine", deadline=None, suppress_heal
 hypothesis.settings.load_profile("any machine")
 
 # Files of minutes, which two workers should not have before them at the end, when there is nothing else left to do.
-_FIRST = ("test_cli.py", "test_faults.py", "test_live_model.py", "test_rebuild.py", "test_crash.py")
+_FIRST = (
+    "test_faults.py", "test_cli.py", "test_live_model.py", "test_rebuild.py", "test_commands.py", "test_bench_search.py",
+    "test_workers.py", "test_collection.py", "test_crash.py", "test_pair.py",
+)  # fmt: skip
 _LAST = ("test_bench.py",)  # what loads an index there takes the processor only where nobody else wants it
 
 
@@ -106,6 +109,20 @@ def module_postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     url = postgres_server.new_database(server.url)
     yield url
     postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def stores_of_processes(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """What `deployed` and `prepared` are told of a PostgreSQL database, empty, and of a Milvus server; their processes take
+    kiwi-static's table from where the other tests have it."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        yield {
+            "database_url": request.getfixturevalue("module_postgres_url"),
+            "milvus_uri": request.getfixturevalue("milvus_uri"),
+            "milvus_token": milvus_server.TOKEN,
+        }
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from indexers.benchmarks.deployment import Deployment, deployed
-from tests import milvus_server
 from tests.benchmarks.kills import command
 from tests.faults import until
 
@@ -32,20 +32,10 @@ pytestmark = [pytest.mark.server, pytest.mark.postgres, pytest.mark.timeout(1800
 
 @pytest.fixture(scope="module")
 def deployment(
-    tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
-    environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory, stores_of_processes: Mapping[str, Any]
 ) -> Iterator[Deployment]:
-    stores = {
-        "database_url": request.getfixturevalue("module_postgres_url"),
-        "milvus_uri": request.getfixturevalue("milvus_uri"),
-        "milvus_token": milvus_server.TOKEN,
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment.items():
-            patched.setenv(name, value)
-        with deployed(tmp_path_factory.mktemp("pair"), servers=2, **stores) as running:
-            yield running
+    with deployed(tmp_path_factory.mktemp("pair"), servers=2, **stores_of_processes) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexers.benchmarks.deployment import Deployment, Running, prepared, served
-from tests import milvus_server
 from tests.faults import until
 
 _PATIENCE = 120.0
@@ -30,25 +29,15 @@ pytestmark = [pytest.mark.server, pytest.mark.postgres, pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def deployment(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, environment: Mapping[str, str]
-) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory, stores_of_processes: Mapping[str, Any]) -> Deployment:
     """Its server and its indexers, nothing started. They have a user dictionary, so that a start can fail."""
     words = tmp_path_factory.mktemp("words") / "words.tsv"
     words.write_text(_WORDS, encoding="utf-8")
-    stores = {
-        "database_url": request.getfixturevalue("module_postgres_url"),
-        "milvus_uri": request.getfixturevalue("milvus_uri"),
-        "milvus_token": milvus_server.TOKEN,
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment.items():
-            patched.setenv(name, value)
-        made = prepared(tmp_path_factory.mktemp("workers"), **stores)
-        for each in (*made.servers, made.indexers):
-            assert each is not None
-            each.environment = {**each.environment, **_SET, "YEOUL_USER_WORDS": str(words)}
-        yield made
+    made = prepared(tmp_path_factory.mktemp("workers"), **stores_of_processes)
+    for each in (*made.servers, made.indexers):
+        assert each is not None
+        each.environment = {**each.environment, **_SET, "YEOUL_USER_WORDS": str(words)}
+    return made
 
 
 @pytest.fixture(scope="module")
