@@ -21,6 +21,7 @@ from pipeline.index.resident import ResidentEngine
 from pipeline.index.snapshot import Place
 from pipeline.loading import Order, load, load_apart
 from tests import milvus_server
+from tests.stores import EMBEDDED_ALONE
 from tests.write_path import DIM, Stage
 
 _LEXICAL = LexicalParameters(k1=1.1, title_weight=0.5)
@@ -85,6 +86,7 @@ def test_it_ends_when_nobody_waits_for_it(stage: Stage, folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@EMBEDDED_ALONE  # it is about processors, all of which it takes; what is loaded from each pair of stores: the first test
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who starves")
 def test_where_no_processor_is_ever_idle_it_is_loaded_all_the_same(
     stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
