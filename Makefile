@@ -9,7 +9,7 @@ MILVUS := .cache/milvus-server
 
 export YEOUL_TEST_MILVUS_SERVER ?= $(MILVUS)/bin/python
 
-.PHONY: demo test lint types unit serve lock clean
+.PHONY: demo test types unit lint serve lock clean
 
 demo: $(VENV)/installed
 	@mkdir -p .demo
@@ -21,8 +21,15 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test $(MILVUS)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j 2 types unit
+
+# Beside the tests, which wait now and then: mypy takes a minute of one processor where it has no cache.
+types:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+unit: export PYTHONDONTWRITEBYTECODE =
+unit: # without bytecode, if whoever runs it asks for none, each process of theirs would compile every module anew
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
