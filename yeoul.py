@@ -29,7 +29,7 @@ from pipeline.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:
     from pipeline.assembly import Assembly
-    from pipeline.reading import ReadingProcess
+    from pipeline.processes import Processes
 
 app = typer.Typer(
     help="Korean hybrid search: dense vectors and Kiwi-morpheme BM25 in one explainable ranking.",
@@ -49,6 +49,7 @@ _STORE_SECONDS = 2.0  # between attempts to open a collection whose store is awa
 # The exponent of the processor cycles for which a thread of OpenBLAS spins after its work. By default 2^26: at 20 searches a
 # second that is a whole core doing nothing.
 _BLAS_SPIN = "12"
+_SERVE = "yeoul serve"  # who holds the data folder
 _MODES = ("hybrid", "dense", "lexical")
 
 
@@ -110,13 +111,12 @@ def serve(
 
         serving.serve_by_workers(settings, workers, host, port)
         return
-    from pipeline.reading import ReadingProcess
-
-    reading = ReadingProcess.started(settings)  # Kiwi takes seconds: it starts while this process imports
+    processes = _started(settings)  # Kiwi takes seconds: it starts while this process imports
     from api import serving
     from api.app import create_app
+    from pipeline.assembly import Assembly
 
-    assembly = _held(settings, reading)
+    assembly = Assembly.open(settings, command=_SERVE, apart=processes, progress=True)
     embedded = _Embedded(assembly, f"http://{host}:{port}") if assembly.lock is not None else None
     application = create_app(settings, assembly=assembly, wake=embedded.wake if embedded is not None else _nothing)
     keep_for_good()
@@ -233,15 +233,15 @@ def indexers_run() -> None:
         assembly.close()
 
 
-def _held(settings: Settings, reading: ReadingProcess | None) -> Assembly:
-    """The assembly of a server; a command that has the folder just now is waited for."""
-    from pipeline.assembly import Assembly
+def _started(settings: Settings) -> Processes:
+    """The processes of a server; a command that has the folder just now is waited for."""
     from pipeline.folder import holder_of
+    from pipeline.processes import Processes
 
     deadline = time.monotonic() + _FOLDER_SECONDS
     while True:
         try:
-            return Assembly.open(settings, command="yeoul serve", apart=True, reading=reading, progress=True)
+            return Processes.start(settings, _SERVE)
         except FolderInUse:
             holder = holder_of(settings.data_dir)
             if (holder is not None and holder.url) or time.monotonic() > deadline:
@@ -259,7 +259,7 @@ class _Embedded:
         from pipeline.folder import Holder
 
         assert assembly.lock is not None
-        assembly.lock.announce(Holder.this("yeoul serve", url))
+        assembly.lock.announce(Holder.this(_SERVE, url))
         self._control = ControlServer(assembly.settings.data_dir, of_server(assembly))
         self._indexers = IndexerService(assembly, on_commit=self._committed)
         self._on_commit: Callable[[], None] = _nothing

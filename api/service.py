@@ -30,6 +30,7 @@ from pipeline.assembly import Assembly
 from pipeline.connected import Connected
 from pipeline.encoding.line import LinedEncoder
 from pipeline.errors import InvalidQuery, NotReady, Overloaded, Unavailable, YeoulError
+from pipeline.index.resident import compile_all
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.searcher import SearchResult
 from pipeline.settings import Settings
@@ -223,6 +224,7 @@ class Service:
             self._until_done(self._follow)
 
     def _connect(self) -> None:
+        compile_all()  # while the store is starting
         self.assembly.connect()
 
     def _load(self) -> None:

@@ -24,7 +24,7 @@ from pipeline.index.collection import Collection
 from pipeline.ingest import Ingest
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import Parts, Starting, recipe_of, settings_with
-from pipeline.reading import ReadingProcess
+from pipeline.processes import Processes
 from pipeline.settings import Settings
 from pipeline.storage import leases, manifests
 from pipeline.storage.articles import ArticleStore
@@ -70,31 +70,30 @@ class Assembly:
         command: str,
         analyser: Callable[[], Analyser] | None = None,
         as_built: bool = False,
-        apart: bool = False,
-        reading: ReadingProcess | None = None,
+        apart: Processes | None = None,
         beside: str = "",
         progress: bool = False,
     ) -> Assembly:
         """Takes the data folder, opens the state database, starts Kiwi and the encoder.
 
         What the settings leave open and rows depend on is as the collection in use was built; `as_built`: also what they do
-        not leave open. `apart`: Milvus Lite and what reads texts run in processes of their own, for one that answers searches;
-        `beside`: the address of that Milvus Lite, for another process. `reading` is such a process, `analyser` gives a Kiwi, that
-        was started before, for these settings.
+        not leave open. For one that answers searches, `apart` are the processes that Milvus Lite and what reads texts run in, and
+        the folder, taken: they are this object's from now on. `beside`: the address of that Milvus Lite, for another process.
+        `analyser` gives a Kiwi that was started before, for these settings.
 
         Raises FolderInUse where Milvus Lite's folder belongs to another process, and what the parts raise.
         """
-        folder = lite.folder_of(settings.milvus_uri)
-        lock = FolderLock.take(settings.data_dir, command) if folder is not None and not beside else None
         with ExitStack() as if_it_fails:
-            if lock is not None:
-                if_it_fails.callback(lock.release)
-            if folder is not None and apart:
-                if_it_fails.enter_context(lite.apart(folder))  # it starts while the others do
-            if folder is not None and beside:
-                if_it_fails.enter_context(lite.beside(folder, beside))
-            if apart and reading is None:
-                reading = ReadingProcess.started(settings)
+            lock, reading = None, None
+            if apart is not None:
+                lock, reading = apart.lock, apart.reading
+                if_it_fails.callback(apart.close)
+            elif (folder := lite.folder_of(settings.milvus_uri)) is not None:
+                if beside:
+                    if_it_fails.enter_context(lite.beside(folder, beside))
+                else:
+                    lock = FolderLock.take(settings.data_dir, command)
+                    if_it_fails.callback(lock.release)
             with Starting(settings, analyser, apart=reading) as starting:
                 database = StateDatabase.open(settings.state_url)
                 in_use = manifests.active(database)

@@ -142,7 +142,7 @@ class ApiSettings(_Section):
         description="keys that may call, each {key or sha256, scopes, name}; empty: writes are taken from loopback only",
     )
     search_batch: int = Field(
-        32, ge=1, le=1024, description="most searches that are answered together; 1: each by itself"
+        16, ge=1, le=1024, description="most searches that are answered together; 1: each by itself"
     )
     search_queue: int = Field(
         256, ge=1, le=100_000, description="searches that may wait for their turn before more of them get 429"

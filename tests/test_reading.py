@@ -35,6 +35,7 @@ from pipeline.errors import (
 from pipeline.korean.morphemes import Analyser
 from pipeline.parts import PartsApart, PartsHere, Starting, recipe_of
 from pipeline.passages import ChunkingParameters, Passages
+from pipeline.processes import Processes
 from pipeline.reading import Order, ReadingProcess
 from pipeline.retrieval.query import SearchRequest
 from pipeline.retrieval.understanding import QueryReader
@@ -265,7 +266,7 @@ def _kill(pid: int) -> None:
 
 
 def test_a_service_says_that_kiwi_is_away_and_searches_wait_for_it(settings: Settings) -> None:
-    assembly = Assembly.open(settings, command="a test", apart=True)
+    assembly = Assembly.open(settings, command="a test", apart=Processes.start(settings, "a test"))
     parts_apart = assembly.parts
     assert isinstance(parts_apart, PartsApart)
     with TestClient(create_app(settings, assembly=assembly, on_stop=assembly.close)) as client:
