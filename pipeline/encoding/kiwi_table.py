@@ -219,15 +219,19 @@ def _fingerprint(kiwi: Kiwi, cosines: NDArray[np.float64]) -> str:
     return digest.hexdigest()
 
 
-def mapped(path: Path, name: str) -> FloatArray:
-    """The float32 tensor `name` of a file of safetensors, which copies where numpy maps. Raises OSError, KeyError, ValueError."""
+def mapped(path: Path, name: str) -> tuple[FloatArray, str]:
+    """The float32 tensor `name`, the last one of a file of safetensors, which copies where numpy maps; and its SHA-256, read
+    beside the map, so that a process has only what it uses in its memory. Raises OSError, KeyError, ValueError."""
     with path.open("rb") as raw:  # a length, so many bytes of JSON, the tensors
         length = int.from_bytes(raw.read(8), "little")
         header = json.loads(raw.read(length))[name]
-    if header["dtype"] != "F32":
-        raise ValueError(f"{name} of {path} is {header['dtype']}, not F32")
-    offset = 8 + length + int(header["data_offsets"][0])
-    return np.memmap(path, dtype=np.float32, mode="r", offset=offset, shape=tuple(header["shape"]))
+        begin, end = header["data_offsets"]
+        raw.seek(8 + length + begin)
+        content = hashlib.file_digest(raw, "sha256").hexdigest()
+        if header["dtype"] != "F32" or raw.tell() != 8 + length + end:
+            raise ValueError(f"{name} of {path} is no last tensor of F32: {header}")
+    vectors = np.memmap(path, dtype=np.float32, mode="r", offset=8 + length + begin, shape=tuple(header["shape"]))
+    return vectors, content
 
 
 def _content_hash(vectors: FloatArray) -> str:
@@ -255,8 +259,8 @@ def _read(path: Path) -> MorphemeTable | None:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        vectors = mapped(path, _FILE_TENSOR)
-        if _content_hash(vectors) != metadata["sha256"]:
+        vectors, content_hash = mapped(path, _FILE_TENSOR)
+        if content_hash != metadata["sha256"]:
             return None
         return MorphemeTable(vectors, metadata["version"], metadata["fingerprint"])
     except (OSError, SafetensorError, KeyError, ValueError):

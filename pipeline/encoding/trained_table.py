@@ -6,7 +6,6 @@ vector a morpheme with the weights of frequent words folded in.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +47,11 @@ def trained_table(folder: Path) -> WeightedTable:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         check_kiwi_model(config, str(folder))
-        vectors = mapped(folder / WEIGHTS_FILE, WEIGHTS_NAME)
+        vectors, fingerprint = mapped(folder / WEIGHTS_FILE, WEIGHTS_NAME)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderFailed(
             f"the trained encoder in {folder} cannot be read: {error!r}", "save or copy it again"
         ) from error
-    fingerprint = hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()
     weights_are_in_the_vectors = np.zeros(len(vectors), dtype=np.float32)  # p = 0: every weight is 1
     return WeightedTable(MorphemeTable(vectors, model_version(), fingerprint), weights_are_in_the_vectors)
 
