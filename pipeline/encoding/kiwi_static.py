@@ -29,7 +29,7 @@ from pipeline.errors import EncoderFailed, InvalidInput
 NAME = "kiwi-static"
 _SIF_A = 3e-4  # the paper's range is 1e-4 to 1e-3; measured: notebooks/LOG.md, "a better table for nothing"
 _TEXTS_AT_ONCE = 256  # a batch's sums stay in the processor's cache
-_REMEMBERED_FORMS = 16_384  # unknown forms whose vector is kept: 16 MB
+_REMEMBERED_FORMS = 16_384  # unknown forms whose vector is kept: 10 MB
 
 
 class WeightedTable:
@@ -185,7 +185,8 @@ def unknown_vectors(forms: Sequence[str], dim: int) -> FloatArray:
     """The fixed unit vectors of forms that a table does not have: float32 (len(forms), dim)."""
     vectors = np.empty((len(forms), dim), dtype=np.float32)
     for number, form in enumerate(forms):
-        vectors[number] = _unknown_vector(form, dim)
+        signs, length = _signs(form, dim)
+        vectors[number] = signs.astype(np.float64) / length
     return vectors
 
 
@@ -204,17 +205,17 @@ def _add_by_owner(sums: FloatArray, rows: FloatArray, owners: NDArray[np.int64])
 
 
 @lru_cache(maxsize=_REMEMBERED_FORMS)
-def _unknown_vector(form: str, dim: int) -> FloatArray:
-    """Sum of the n-grams' vectors, of length 1; an n-gram's vector is its BLAKE2b hash read as signs, one a bit.
+def _signs(form: str, dim: int) -> tuple[NDArray[np.int16], float]:
+    """Sum of the n-grams' vectors, int16 (dim,), and its length, or 1.0 for a sum of 0; an n-gram's vector is its BLAKE2b hash
+    read as signs, one a bit. Of a form so long that a sum could leave -32767..32767, the sum is cut there.
 
-    Integers until the last division, so it is the same on every machine.
+    Integers, so it is the same on every machine.
     """
     marked = f"<{form}>"
     grams = [marked[start : start + n] for n in (2, 3) for start in range(len(marked) - n + 1)]
     bits = np.stack([np.unpackbits(np.frombuffer(_hashed(gram, dim), np.uint8)) for gram in grams])[:, :dim]
-    signs = 2 * bits.sum(axis=0, dtype=np.int64) - len(grams)
-    vector: FloatArray = (signs / max(float(np.sqrt(np.sum(signs * signs))), 1.0)).astype(np.float32)
-    return vector
+    signs = np.clip(2 * bits.sum(axis=0, dtype=np.int64) - len(grams), -32767, 32767)
+    return signs.astype(np.int16), max(float(np.sqrt(np.sum(signs * signs))), 1.0)
 
 
 def _hashed(gram: str, dim: int) -> bytes:
