@@ -298,7 +298,7 @@ def _opened(order: Order) -> dict[str, Callable[..., object]]:
         "encode_queries": encoder.encode_queries,
         "encode_passages": encoder.encode_passages,
         "count_tokens": encoder.count_tokens,
-        "rows_of_forms": lambda: encoder.rows_of_forms,
+        "rows_of_forms": encoder.rows_of_forms,
     }
 
 

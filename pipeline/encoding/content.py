@@ -37,11 +37,11 @@ class ContentReader:
     """Reads the content of texts for a table with the morphemes 0 .. size-1 of `kiwi`."""
 
     def __init__(self, kiwi: Kiwi, size: int) -> None:
-        self._forms = [""] * size
+        self._kiwi = kiwi
+        self._size = size
         # One entry more: every id above the table. Bare tags (an empty form: SL, SN, an unknown noun) stand for any form.
         self._meaning = np.full(size + 1, _BY_FORM, dtype=np.int8)
         for number, morpheme in enumerate(map(kiwi.morpheme, range(size))):
-            self._forms[number] = morpheme.form
             if morpheme.form:
                 self._meaning[number] = _ROW if morpheme.tag.startswith(CONTENT_TAGS) else _IGNORED
 
@@ -56,7 +56,7 @@ class ContentReader:
         tokens = [token for text in texts for token in text]
         owners = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         ids = np.fromiter(map(_ID_OF, tokens), np.int64, len(tokens))
-        meaning = self._meaning[np.minimum(ids, len(self._forms))]
+        meaning = self._meaning[np.minimum(ids, self._size)]
         known = meaning == _ROW
         places = [
             place
@@ -71,5 +71,5 @@ class ContentReader:
         rows: dict[str, int] = {}
         numbers = np.flatnonzero(self.is_row)
         for number in numbers[np.argsort(-probabilities[numbers], kind="stable")].tolist():
-            rows.setdefault(self._forms[number].lower(), number)
+            rows.setdefault(self._kiwi.morpheme(number).form.lower(), number)
         return rows

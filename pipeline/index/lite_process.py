@@ -26,6 +26,7 @@ import orjson
 
 from pipeline.children import be_nice, started
 from pipeline.errors import StoreUnavailable
+from pipeline.memory import give_back
 
 if TYPE_CHECKING:
     from milvus_lite.db import MilvusLite
@@ -165,6 +166,7 @@ def _main(folder: str, socket: str) -> int:
         says.write(orjson.dumps({"why": " ".join(str(error).split()) or type(error).__name__}) + b"\n")
         return 1
     gc.freeze()
+    give_back()
     with says:
         says.write(orjson.dumps({"ready": True}) + b"\n")
     told_to_end.wait()
