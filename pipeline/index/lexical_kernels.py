@@ -102,7 +102,7 @@ def _add_terms(
         for term in range(len(numbers)):
             start, end = _found(segments, s, numbers[term])
             rows = numba.carray(pointer(segments[s, 3]), (end,), np.int32)
-            tf = numba.carray(pointer(segments[s, 4]), (end,), np.uint16)
+            tf = numba.carray(pointer(segments[s, 4]), (end,), np.uint8)
             for first in range(start, end, len(parts)):
                 last = min(first + len(parts), end)
                 run, counts = rows[first:last], tf[first:last]
@@ -129,7 +129,7 @@ def add_scores(
             for number in numbers:
                 start, end = _found(segments, s, number)
                 rows = numba.carray(pointer(segments[s, 3]), (end,), np.int32)
-                tf = numba.carray(pointer(segments[s, 4]), (end,), np.uint16)
+                tf = numba.carray(pointer(segments[s, 4]), (end,), np.uint8)
                 for p in range(start, end):
                     if tf[p]:
                         matched[rows[p]] = True
@@ -154,7 +154,7 @@ def holds(segments: Any, numbers: Any, row: int) -> Any:
         if not len(terms):
             continue
         rows = numba.carray(pointer(segments[s, 3]), (starts[len(terms)],), np.int32)
-        tf = numba.carray(pointer(segments[s, 4]), (starts[len(terms)],), np.uint16)
+        tf = numba.carray(pointer(segments[s, 4]), (starts[len(terms)],), np.uint8)
         for t in range(len(numbers)):
             place = np.searchsorted(terms, numbers[t])
             if place < len(terms) and terms[place] == numbers[t]:

@@ -22,7 +22,7 @@ Integers = NDArray[np.intp]
 TermNumbers = NDArray[np.int32]
 
 SEGMENT_POSTINGS = 1 << 21  # cap of a merge: about 7,000 passages, some 0.2 s of pause for the largest
-MAX_TF = np.iinfo(np.uint16).max  # occurrences of one term in one passage: more than that are not told apart
+MAX_TF = np.iinfo(np.uint8).max  # occurrences of one term in one passage: more than that are not told apart
 _ABSENT = -1  # home of a row that is not in use
 _SEGMENT_ARRAYS = ("terms", "starts", "rows", "tf", "members")  # of a Segment
 _TERM_SHIFT = 32  # a posting's sort key is term << 32 | row: both are below 2**31
@@ -33,7 +33,7 @@ class Segment:
     """Postings of some rows, ordered by term, then row.
 
     `terms` int32 (t,): the distinct terms, ascending; `starts` int64 (t + 1,): term i's postings are `starts[i]` to
-    `starts[i + 1]` of `rows` int32 (p,) and `tf` uint16 (p,); an erased posting has tf 0. `members` int32: the rows it
+    `starts[i + 1]` of `rows` int32 (p,) and `tf` uint8 (p,); an erased posting has tf 0. `members` int32: the rows it
     was built for, of which some may have been removed since. `serial` names it in the home table.
     """
 
@@ -41,13 +41,13 @@ class Segment:
     terms: NDArray[np.int32]
     starts: NDArray[np.int64]
     rows: NDArray[np.int32]
-    tf: NDArray[np.uint16]
+    tf: NDArray[np.uint8]
     members: NDArray[np.int32]
     erased: int = 0
 
     @classmethod
     def from_keys(
-        cls, serial: int, keys: NDArray[np.int64], tf: NDArray[np.uint16], members: NDArray[np.int32]
+        cls, serial: int, keys: NDArray[np.int64], tf: NDArray[np.uint8], members: NDArray[np.int32]
     ) -> Segment:
         """The segment of distinct ascending `keys` (term << 32 | row) with their counts."""
         term_of = keys >> _TERM_SHIFT
@@ -71,7 +71,7 @@ class Segment:
         arrays = (self.terms, self.starts, self.rows, self.tf, self.members)
         return sum(array.nbytes for array in arrays)
 
-    def keys(self) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    def keys(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Keys and counts of the postings that are not erased, ascending."""
         keys = np.repeat(self.terms.astype(np.int64) << _TERM_SHIFT, np.diff(self.starts))
         keys |= self.rows
@@ -156,7 +156,7 @@ class Postings:
         keys |= np.repeat(rows, counts)
         keys.sort()
         first = _changes(keys)
-        tf = np.minimum(np.diff(first, append=len(keys)), MAX_TF).astype(np.uint16)
+        tf = np.minimum(np.diff(first, append=len(keys)), MAX_TF).astype(np.uint8)
         keys = keys[first]
         self._place(keys, tf, rows.astype(np.int32))
         self._settle()
@@ -205,7 +205,7 @@ class Postings:
             segment.erased = int(np.count_nonzero(segment.tf == 0))
         self._next_serial = serials[-1] + 1 if serials else 0
 
-    def _place(self, keys: NDArray[np.int64], tf: NDArray[np.uint16], members: NDArray[np.int32]) -> None:
+    def _place(self, keys: NDArray[np.int64], tf: NDArray[np.uint8], members: NDArray[np.int32]) -> None:
         segment = Segment.from_keys(self._next_serial, keys, tf, members)
         self._next_serial += 1
         self._segments[segment.serial] = segment

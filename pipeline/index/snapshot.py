@@ -21,7 +21,7 @@ from pipeline.index.resident import ResidentEngine
 
 log = logging.getLogger(__name__)
 
-_FORMAT = [2, packing.FORMAT]  # raise the first with every change of the arrays that `ResidentEngine.state` gives
+_FORMAT = [3, packing.FORMAT]  # raise the first with every change of the arrays that `ResidentEngine.state` gives
 _HEADER = "yeoul"
 
 
