@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,15 +93,14 @@ class Deployment:
     def wait_ready(self, running: Running) -> None:
         """Raises NotStarted."""
         end = time.monotonic() + _START_SECONDS
-        while time.monotonic() < end:
-            if running.process is not None and running.process.poll() is not None:
-                break
-            try:
-                if httpx2.get(f"{running.url}/readyz", timeout=5).status_code == httpx2.codes.OK:
-                    return
-            except httpx2.TransportError:
-                pass
-            time.sleep(0.1)
+        with httpx2.Client(timeout=5) as client:  # a new one for each look would take half a core from who starts
+            while time.monotonic() < end:
+                if running.process is not None and running.process.poll() is not None:
+                    break
+                with suppress(httpx2.TransportError):
+                    if client.get(f"{running.url}/readyz").status_code == httpx2.codes.OK:
+                        return
+                time.sleep(0.1)
         raise NotStarted(
             f"yeoul {' '.join(running.arguments)} did not get ready", f"its log ends with: {running.log()}"
         )
