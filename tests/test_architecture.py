@@ -123,7 +123,7 @@ def test_only_the_analyser_makes_a_kiwi() -> None:
 
 def test_settings_are_read_at_the_edge_alone() -> None:
     """Below it they come as plain arguments."""
-    edge = {"pipeline/assembly.py", "pipeline/parts.py", "pipeline/reading.py", "pipeline/diagnosis.py"}
+    edge = {f"pipeline/{name}.py" for name in ("assembly", "parts", "processes", "reading", "diagnosis")}
     below = {name for name in importers("pipeline.settings") if not name.startswith(("api/", "indexers/commands/"))}
     assert below <= edge
 

@@ -199,6 +199,7 @@ _WANTED = {
     "Fast": (
         "batches: what comes at the same time is worked on together; bounded, cancelled, urgent ones first",
         "a batch of searches answers what each gets by itself",
+        "Kiwi and kiwi-static in a process of their own: they read as here, whoever dies is replaced",
         "a SentenceTransformer: searches, embeddings and indexing in one line",
         "overload: 429 with Retry-After, a single and a batch alike",
         "dense leg: 8-bit first pass, exact results, room without moving",
