@@ -83,8 +83,8 @@ def test_a_folder_whose_filling_broke_off_is_refused(tmp_path: Path, corpus: Pat
 def test_every_load_is_answered_and_every_figure_is_there(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_WARM_UP_SECONDS", "_PROBE_SECONDS"):
-        monkeypatch.setattr(search, name, 1.0)
+    for name in ("_WARM_UP_SECONDS", "_PROBES", "_STARTS"):
+        monkeypatch.setattr(search, name, 1)
     plan = Plan(connections=4, seconds=1, overload=2, against={_ONE_MORE: "400"}, rounds=1)
     figures = measured(deployment, passages=_PASSAGES, queries=queries([]), plan=plan)
     closed, repeated, steady, overload = figures.rows

@@ -19,6 +19,7 @@ import httptools
 import numpy as np
 import uvloop
 
+WINDOW_SECONDS = 1.0  # of a closed loop after an overload
 _MOST_CONNECTIONS = 512  # of an open loop: beyond them requests wait in this process
 _PATIENCE = 30.0  # seconds after the last request is due; what is not answered by then is "unanswered"
 _GLIMPSE = 0.02  # seconds between looks whether all is answered
@@ -98,8 +99,8 @@ class Recovered:
 def overloaded(
     url: str, paths: Paths, *, rate: float, seconds: float, connections: int, full: float, patience: float
 ) -> Recovered:
-    """An open loop, and then, beside what of it is not yet answered, a closed one in windows of a second until one of them
-    has `full` answers a second, or `patience` is over."""
+    """An open loop, and then, beside what of it is not yet answered, a closed one in windows of `WINDOW_SECONDS` until one of
+    them has `full` answers a second, or `patience` is over."""
     return uvloop.run(_overloaded(url, paths, rate, seconds, connections, full, patience))
 
 
@@ -110,7 +111,7 @@ async def _overloaded(
     await asyncio.sleep(seconds)
     ended, recovered = time.perf_counter(), None
     while recovered is None and (begin := time.perf_counter()) < ended + patience:
-        window = await _Client(url, connections).one_after_the_other(paths, connections, 1.0)
+        window = await _Client(url, connections).one_after_the_other(paths, connections, WINDOW_SECONDS)
         if window.rate >= full:
             recovered = begin - ended
     return Recovered(await loading, recovered)

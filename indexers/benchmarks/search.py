@@ -24,7 +24,7 @@ _STARTS = 3
 _WARM_UP_SECONDS = 3.0
 _FEW = 8  # queries that are asked over and over
 _TIMES_CAPACITY = 4  # of the overload
-_PROBE_SECONDS = 5.0  # for the rate of the probe before the overload
+_PROBES = 5  # seconds of a closed loop before an overload
 _RECOVERED = 0.9  # of the rate before it
 _RECOVERY_PATIENCE = 60.0  # seconds
 _SNAPSHOT = "resident*.safetensors"  # in the data folder: what a server starts from
@@ -61,8 +61,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overload:
-    """More than the server can do. MB of RSS; `recovered`: seconds from the end of the load until a closed loop had 90% of its
-    rate before, None where it never had."""
+    """More than the server can do. MB of RSS; `recovered`: seconds from the end of the load until a second of a closed loop had
+    90% of the rate of such seconds before, None where it never had."""
 
     seconds: float
     rate: float
@@ -227,7 +227,10 @@ class _Loaded:
 
     def _overloaded(self, rate: float) -> tuple[Row, Overload]:
         connections = self._plan.connections
-        probe = load.closed_loop(self._url, self._walk.take, connections=connections, seconds=_PROBE_SECONDS)
+        windows = [  # as they are after it: each begins with all connections at once
+            load.closed_loop(self._url, self._walk.take, connections=connections, seconds=load.WINDOW_SECONDS).rate
+            for _ in range(_PROBES)
+        ]
         before = rss_of(self.pid)
         with watched(self.pid) as peak:
             seen = load.overloaded(
@@ -236,7 +239,7 @@ class _Loaded:
                 rate=rate,
                 seconds=self._plan.overload,
                 connections=connections,
-                full=probe.rate * _RECOVERED,
+                full=statistics.median(windows) * _RECOVERED,
                 patience=_RECOVERY_PATIENCE,
             )
         answers = seen.overload
