@@ -104,7 +104,8 @@ class ReadingProcess:
         return self._process.ready
 
     def wait(self) -> None:
-        """Until it reads, having started it again where it has died; some 3 s after its start. Raises what Kiwi and the encoder raise at their start."""
+        """Until it reads, some 3 s after its start; one that has died is started again. Raises what Kiwi and the encoder raise at
+        their start."""
         self._running().wait()
 
     def close(self) -> None:
