@@ -126,20 +126,25 @@ def _sums_of(queries: int) -> Any:
     return intrinsic(sums)
 
 
-_of_some, _of_one = _sums_of(_TOGETHER), _sums_of(1)
+_of_four, _of_two, _of_one = _sums_of(_TOGETHER), _sums_of(2), _sums_of(1)
 
 
 @compiled(boundscheck=False)
 def _multiply(queries: Any, firsts: Any, blocks: Any, out: Any) -> None:
+    """Rows by rows: 64 of them are read once from memory, and for the next queries from the nearest cache."""
     count, steps, rows = len(queries), queries.shape[1], out.shape[2]
     for block in range(len(blocks)):
-        for query in range(0, count - count % _TOGETHER, _TOGETHER):
-            asked, first = queries[query:].ctypes.data, firsts[query:].ctypes.data
-            for row in range(0, rows, _ROWS * _GROUPS):
-                values, sums = blocks[block] + row * steps * _VALUES, out[block, query:, row:].ctypes.data
-                _of_some(values, steps, asked, first, sums, rows)
-        for query in range(count - count % _TOGETHER, count):
-            asked, first = queries[query:].ctypes.data, firsts[query:].ctypes.data
-            for row in range(0, rows, _ROWS * _GROUPS):
-                values, sums = blocks[block] + row * steps * _VALUES, out[block, query:, row:].ctypes.data
-                _of_one(values, steps, asked, first, sums, rows)
+        for row in range(0, rows, _ROWS * _GROUPS):
+            values, query = blocks[block] + row * steps * _VALUES, 0
+            while query < count:
+                asked, first = queries[query:].ctypes.data, firsts[query:].ctypes.data
+                sums = out[block, query:, row:].ctypes.data
+                if count - query >= _TOGETHER:
+                    _of_four(values, steps, asked, first, sums, rows)
+                    query += _TOGETHER
+                elif count - query >= 2:
+                    _of_two(values, steps, asked, first, sums, rows)
+                    query += 2
+                else:
+                    _of_one(values, steps, asked, first, sums, rows)
+                    query += 1
