@@ -1,13 +1,13 @@
 """The line in which searches wait for their turn: answered together where the index is in memory, each by itself by Milvus.
 
-Where it is full, the next search is refused before anything is done for it.
+There they are read in one thread, mostly by another process, and scored in another: while one batch is scored the next
+searches are read as they come, and whatever is read by then is the next batch. Where the line is full, the next search is
+refused before anything is done for it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,17 +16,17 @@ from api.errors import answer
 from api.leaving import Gone, results
 from api.telemetry import Metrics
 from pipeline.connected import Connected
-from pipeline.encoding.batcher import Batcher
+from pipeline.encoding.batcher import Batch, Batcher
 from pipeline.errors import NotReady, Overloaded
 from pipeline.retrieval.query import SearchRequest
-from pipeline.retrieval.searcher import SearchResult
+from pipeline.retrieval.searcher import Question, Searcher, SearchResult
 from pipeline.settings import ApiSettings
 
 SEARCH_PATH = "/v1/search"
 _SEARCH_ROUTE = SimpleNamespace(path=SEARCH_PATH)  # what the figures call it
-_IN_MEMORY = 2  # threads: the queries of one batch are read, mostly in another process, while the one before is scored
-_BESIDE_SECONDS = 0.01  # for those who were answered just now and ask again: reading may take half as long as scoring
 _BY_MILVUS = 16  # threads: they mostly wait
+
+_Read = tuple[Searcher, Question]  # a question goes to the index that it was read for, should another one come between
 
 
 class Searches:
@@ -35,14 +35,36 @@ class Searches:
     def __init__(self, settings: ApiSettings, connected: Callable[[], Connected], metrics: Metrics) -> None:
         self._connected = connected
         self._metrics = metrics
-        scoring = threading.Lock()  # two threads would wait for each other at every step of the interpreter
-        self._in_memory = self._batcher(settings, _IN_MEMORY, settings.search_batch, scoring)
-        self._by_milvus = self._batcher(settings, _BY_MILVUS, 1)
+        self._scored: Batcher[_Read, SearchResult] = Batcher(
+            _answers,
+            name="a search",
+            most=settings.search_batch,
+            waiting=settings.search_queue,  # bounded where they are read
+            observe=metrics.answered,
+        )
+        self._in_memory: Batcher[SearchRequest, SearchResult] = Batcher(
+            self._read,
+            name="a search",
+            most=settings.search_batch,
+            waiting=settings.search_queue,
+            patience=settings.search_patience_seconds,
+            then=self._scored,
+            observe=metrics.waited,
+        )
+        self._by_milvus: Batcher[SearchRequest, SearchResult] = Batcher(
+            self._by_itself,
+            name="a search",
+            most=1,
+            waiting=settings.search_queue,
+            patience=settings.search_patience_seconds,
+            threads=_BY_MILVUS,
+            observe=self._observe,
+        )
 
     @property
     def waiting(self) -> int:
         """How many stand in line for those before them."""
-        return self._in_memory.waiting + self._by_milvus.waiting
+        return self._in_memory.waiting + self._scored.waiting + self._by_milvus.waiting
 
     def refusal(self) -> Overloaded | None:
         """Why a search would be refused now; None where nothing is open yet: its own answer says why."""
@@ -60,27 +82,30 @@ class Searches:
     def close(self) -> None:
         """Ends after the searches under way; the others are refused."""
         self._in_memory.close()
+        self._scored.close()
         self._by_milvus.close()
 
     def _in_force(self) -> Batcher[SearchRequest, SearchResult]:
         return self._in_memory if self._connected().answers_from_memory else self._by_milvus
 
-    def _batcher(
-        self, settings: ApiSettings, threads: int, most: int, turn: AbstractContextManager[object] | None = None
-    ) -> Batcher[SearchRequest, SearchResult]:
-        def answered(requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
-            return self._connected().searcher.search_many(requests, turn)
+    def _read(self, requests: Sequence[SearchRequest]) -> list[_Read]:
+        searcher = self._connected().searcher
+        return [(searcher, question) for question in searcher.questions(requests)]
 
-        return Batcher(
-            answered,
-            name="a search",
-            most=most,
-            waiting=settings.search_queue,
-            patience=settings.search_patience_seconds,
-            threads=threads,
-            beside=_BESIDE_SECONDS if most > 1 else 0.0,
-            observe=self._metrics.batch,
-        )
+    def _by_itself(self, requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
+        return self._connected().searcher.search_many(requests)
+
+    def _observe(self, batch: Batch) -> None:
+        self._metrics.waited(batch)
+        self._metrics.answered(batch)
+
+
+def _answers(read: Sequence[_Read]) -> list[SearchResult | Exception]:
+    found: dict[int, SearchResult | Exception] = {}
+    for searcher in dict.fromkeys(searcher for searcher, _ in read):  # one, but while the index in use changes
+        places = [place for place, (reader, _) in enumerate(read) if reader is searcher]
+        found |= zip(places, searcher.answer([read[place][1] for place in places]), strict=True)
+    return [found[place] for place in range(len(read))]
 
 
 class Refusing:

@@ -123,10 +123,13 @@ class Metrics:
         for part in degraded:
             self._degraded.labels(part).inc()
 
-    def batch(self, batch: Batch) -> None:
-        """Searches that were answered together."""
+    def waited(self, batch: Batch) -> None:
+        """Searches whose turn came together."""
         for seconds in batch.waits:
             self._waits.observe(seconds)
+
+    def answered(self, batch: Batch) -> None:
+        """Searches that were answered together."""
         self._batches.observe(len(batch.waits))
         self._worked.observe(batch.worked)
 

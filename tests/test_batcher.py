@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.encoding.batcher import Batch, Batcher
 from pipeline.errors import Overloaded, Unavailable
+from tests.faults import until
 
 PATIENCE = 60.0  # seconds; only a test that fails waits for so long
 
@@ -38,7 +39,7 @@ class Work:
 
 @contextmanager
 def batcher(work: Callable[[Sequence[int]], Sequence[int | Exception]], **options: Any) -> Iterator[Batcher[int, int]]:
-    made = Batcher(work, **{"name": "a test", "most": 4, "waiting": 100, **options})
+    made: Batcher[int, int] = Batcher(work, **{"name": "a test", "most": 4, "waiting": 100, **options})
     try:
         yield made
     finally:
@@ -215,26 +216,53 @@ def test_under_load_a_batch_lingers_for_more_and_without_load_it_does_not() -> N
     assert work.batches == [[0], [1, 2], [3, 4, 5]]
 
 
-def test_beside_a_thread_at_work_another_one_waits_for_more_until_that_is_done() -> None:
-    with held(most=3, threads=2, beside=PATIENCE) as (made, work):
-        others = [made.submit(number) for number in (1, 2)]
-        assert not work.begun.acquire(timeout=0.05)
-        assert opened(work, others) == [2, 4]
-    assert work.batches == [[0], [1, 2]]
-
-
-def test_a_batch_that_is_full_does_not_wait_for_a_thread_at_work() -> None:
-    with held(most=2, threads=2, beside=PATIENCE) as (made, work):
-        others = [made.submit(number) for number in (1, 2)]
-        assert work.begun.acquire(timeout=PATIENCE / 2)
-        assert opened(work, others) == [2, 4]
-
-
 def test_a_batch_that_is_full_by_its_cost_does_not_linger() -> None:
     with held(most=100, linger=PATIENCE, cost=lambda _number: 10, budget=20) as (made, work):
         opened(work, [made.submit(number) for number in (1, 2)])
         assert [future.result(PATIENCE / 2) for future in made.submit_all([3, 4])] == [6, 8]
     assert work.batches == [[0], [1, 2], [3, 4]]
+
+
+def test_what_is_made_goes_on_to_the_next_batcher_with_whatever_waits_there() -> None:
+    with held() as (second, work), batcher(lambda numbers: [number + 1 for number in numbers], then=second) as first:
+        asked = [first.submit(1)]
+        until(lambda: second.waiting == 1, PATIENCE, "the first one was not handed on")
+        asked.append(first.submit(2))  # made while the second batcher works
+        until(lambda: second.waiting == 2, PATIENCE, "the second one was not handed on")
+        assert opened(work, asked) == [4, 6]
+    assert work.batches == [[0], [2, 3]]
+
+
+def test_nothing_is_begun_while_a_whole_batch_waits_in_the_next_batcher() -> None:
+    early = Work()
+    with held(most=2) as (second, work), batcher(early, then=second, waiting=2) as first:
+        asked: list[Future[int]] = []
+        for number in (1, 2):
+            asked.append(first.submit(number))
+            until(lambda: second.waiting == len(asked), PATIENCE, "not handed on")
+        asked += [first.submit(3), first.submit(4)]
+        with pytest.raises(Overloaded):
+            first.submit(5)
+        assert early.batches == [[1], [2]]
+        assert opened(work, asked) == [4, 8, 12, 16]
+    assert early.batches == [[1], [2], [3, 4]]
+
+
+def test_what_cannot_be_made_or_handed_on_is_told_to_who_asked() -> None:
+    def odd(numbers: Sequence[int]) -> list[int | Exception]:
+        return [number if number % 2 else ValueError(f"{number} is even") for number in numbers]
+
+    def nothing(_numbers: Sequence[int]) -> list[int | Exception]:
+        raise RuntimeError("nothing works")
+
+    with batcher(nothing) as second, batcher(odd, then=second) as first:
+        with pytest.raises(ValueError, match="2 is even"):
+            first.submit(2).result(PATIENCE)
+        with pytest.raises(RuntimeError, match="nothing works"):
+            first.submit(1).result(PATIENCE)
+        second.close()
+        with pytest.raises(Unavailable):
+            first.submit(3).result(PATIENCE)
 
 
 def test_several_threads_work_at_the_same_time() -> None:
@@ -260,7 +288,7 @@ def test_each_batch_is_told_of_with_its_waits() -> None:
 def test_what_waits_at_the_end_is_refused_and_what_is_asked_later_too() -> None:
     work = Work(gate=threading.Event())
     assert work.gate is not None
-    made = Batcher(work, name="a test", most=1, waiting=10)
+    made: Batcher[int, int] = Batcher(work, name="a test", most=1, waiting=10)
     under_way, waiting = made.submit(1), made.submit(2)
     assert work.begun.acquire(timeout=PATIENCE)
     closing = threading.Thread(target=made.close)

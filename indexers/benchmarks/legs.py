@@ -110,8 +110,9 @@ def _modes(searcher: Searcher, walk: Walk, n: int) -> dict[str, dict[str, Percen
     for _ in range(n):
         for mode, stages in taken.items():
             found = searcher.search(SearchRequest.checked(walk.take(), mode=mode))
-            for stage, milliseconds in {**found.timings, _WHOLE: found.took_ms}.items():
-                stages.setdefault(_STAGES.get(stage, stage), []).append(milliseconds)
+            for stage, name in _STAGES.items():
+                stages.setdefault(name, []).append(found.timings[stage])
+            stages.setdefault(_WHOLE, []).append(found.took_ms)
     return {mode: {stage: _percentiles(values) for stage, values in stages.items()} for mode, stages in taken.items()}
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from pipeline.errors import Overloaded, Unavailable
 
@@ -58,25 +59,28 @@ class Batcher(Generic[Given, Made]):
     `most` items make a batch at most, and where `cost` is given, so many that their number times the greatest cost, which is
     what a padded batch comes to, is at most `budget`; items of like cost go together. `waiting` items may wait; where more than
     a batch of them do, who has waited for `patience` seconds is refused, so that a crowd is not served late but a stall harms
-    nobody. `linger` seconds are waited for more of them where the batch before was of several, and `beside` seconds while another
-    thread is at work. `threads` work at the same time. `observe` is told of each batch, and may be changed.
+    nobody. `linger` seconds are waited for more of them where the batch before was of several. `threads` work at the same time.
+    `observe` is told of each batch, and may be changed.
+
+    With `then`, what is made goes on to that batcher, together and whatever waits there, and its results are what was asked
+    for: a step that may be done early, while another one works. Nothing is begun while a whole batch waits there already.
 
     A batch is of one priority: 0 before all others; of these the lowest first, and every fourth time the highest.
     """
 
     def __init__(
         self,
-        work: Callable[[Sequence[Given]], Sequence[Made | Exception]],
+        work: Callable[[Sequence[Given]], Sequence[Any | Exception]],
         *,
         name: str,
         most: int,
         waiting: int,
         patience: float = math.inf,
         linger: float = 0.0,
-        beside: float = 0.0,
         threads: int = 1,
         cost: Callable[[Given], int] | None = None,
         budget: int = 0,
+        then: Batcher[Any, Made] | None = None,
         observe: Callable[[Batch], None] = lambda _batch: None,
     ) -> None:
         self._work = work
@@ -85,18 +89,19 @@ class Batcher(Generic[Given, Made]):
         self._waiting = waiting
         self._patience = patience
         self._linger = linger
-        self._beside = beside
         self._cost = cost
         self._budget = budget
+        self._then = then
         self.observe = observe
         self._items: list[_Item[Given, Made]] = []  # in the order in which they came
         self._counted = 0  # of these
         self._passed_over = 0  # batches since the least urgent of those that wait were worked on
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # the collector may close this wherever it runs
+        self._came = threading.Condition(self._lock)  # items, or the end
+        self._went = threading.Condition(self._lock)
         self._started = False  # the threads: with the first item
         self._closed = False
         self._crowded = False  # the last batch was of several items
-        self._working = 0  # threads
         self._done = 0.0  # items a second, lately
         self._done_at = time.monotonic()
         self._threads = [
@@ -130,7 +135,7 @@ class Batcher(Generic[Given, Made]):
         items: list[_Item[Given, Made]] = [
             _Item(each, self._cost(each) if self._cost else 1, priority, now, bounded) for each in given
         ]
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Unavailable(f"{self._name} is not done any more", _CLOSED_HINT)
             if bounded and self.refusal() is not None:
@@ -143,16 +148,16 @@ class Batcher(Generic[Given, Made]):
                     thread.start()
             self._items += items
             self._counted += len(items) if bounded else 0
-            self._changed.notify(len(items))
+            self._came.notify(len(items))
         return [item.future for item in items]
 
     def close(self) -> None:
         """Ends after the batches under way; what waits is refused."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left = self._items
             self._keep([])
-            self._changed.notify_all()
+            self._came.notify_all()
         for item in left:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(Unavailable(f"{self._name} is not done any more", _CLOSED_HINT))
@@ -161,28 +166,31 @@ class Batcher(Generic[Given, Made]):
                 thread.join()
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            if batch:
+        while self._somebody_waits():
+            if self._then is not None:
+                self._then._wait_for_room()
+            if batch := self._next():
                 self._work_on(batch)
-            with self._changed:
-                self._working -= 1
-                self._changed.notify_all()
 
-    def _next(self) -> list[_Item[Given, Made]] | None:
-        """The items of the next batch, taken from those that wait; None at the end."""
-        with self._changed:
-            while not self._items and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
+    def _somebody_waits(self) -> bool:
+        """Waits for an item; False at the end."""
+        with self._lock:
+            self._came.wait_for(lambda: self._items or self._closed)
+            return not self._closed
+
+    def _wait_for_room(self) -> None:
+        """Until less than a batch waits."""
+        with self._lock:
+            self._went.wait_for(lambda: len(self._items) < self._most or self._closed)
+
+    def _next(self) -> list[_Item[Given, Made]]:
+        """The items of the next batch, taken from those that wait."""
+        with self._lock:
             if self._linger and self._crowded and not self._enough():
-                self._changed.wait_for(self._enough, self._linger)
-            if self._beside and self._working:
-                self._changed.wait_for(lambda: self._enough() or not self._working, self._beside)
+                self._came.wait_for(self._enough, self._linger)
             crowd = len(self._items) > self._most
             chosen = self._chosen()
             self._crowded = len(chosen) > 1
-            self._working += 1
             taken = set(map(id, chosen))
             self._keep([item for item in self._items if id(item) not in taken])
         return self._still_wanted(chosen, self._patience if crowd else math.inf)
@@ -190,6 +198,7 @@ class Batcher(Generic[Given, Made]):
     def _keep(self, items: list[_Item[Given, Made]]) -> None:
         self._items = items
         self._counted = sum(item.counts for item in items)
+        self._went.notify_all()
 
     def _enough(self) -> bool:
         """Whether nothing is gained by waiting for more."""
@@ -237,11 +246,26 @@ class Batcher(Generic[Given, Made]):
         ended = time.monotonic()
         self._note(len(items), ended)
         self.observe(Batch([begun - item.since for item in items], ended - begun, items[0].priority))
+        made = []
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 item.future.set_exception(outcome)
-            else:
+            elif self._then is None:
                 item.future.set_result(outcome)
+            else:
+                made.append((item.future, outcome))
+        if self._then is not None and made:
+            self._hand_on(made, self._then)
+
+    def _hand_on(self, made: Sequence[tuple[Future[Made], Any]], then: Batcher[Any, Made]) -> None:
+        try:
+            last = then.submit_all([each for _, each in made], bounded=False)
+        except Unavailable as error:
+            for asked, _ in made:
+                asked.set_exception(error)
+            return
+        for (asked, _), future in zip(made, last, strict=True):
+            future.add_done_callback(partial(_settle, asked))
 
     def _outcomes(self, given: Sequence[Given]) -> Sequence[Made | Exception]:
         try:
@@ -252,7 +276,7 @@ class Batcher(Generic[Given, Made]):
         return [outcome for each in given for outcome in self._outcomes([each])]
 
     def _note(self, items: int, now: float) -> None:
-        with self._changed:
+        with self._lock:
             passed = max(now - self._done_at, 1e-6)
             fading = math.exp(-passed / _RATE_SECONDS)
             self._done = self._done * fading + items / passed * (1 - fading)
@@ -261,3 +285,11 @@ class Batcher(Generic[Given, Made]):
     def _overloaded(self) -> Overloaded:
         waiting = len(self._items)
         return Overloaded(self._name, waiting, waiting / self._done if self._done > 1 else 1.0)
+
+
+def _settle(asked: Future[Made], last: Future[Made]) -> None:
+    """Gives `asked` what became of `last`."""
+    if (error := last.exception()) is not None:
+        asked.set_exception(error)
+    else:
+        asked.set_result(last.result())

@@ -9,7 +9,6 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
@@ -100,6 +99,7 @@ class Searcher:
     ) -> None:
         self._reader = reader
         self._encoder = encoder
+        self._of_terms = encoder if isinstance(encoder, TermEncoder) else None  # asked once: it takes 50 µs
         self._engine = engine
         self._fusion = fusion
         self._settings = astuple(fusion)
@@ -116,53 +116,52 @@ class Searcher:
             raise result
         return result
 
-    def search_many(
-        self, requests: Sequence[SearchRequest], turn: AbstractContextManager[object] | None = None
-    ) -> list[SearchResult | Exception]:
+    def search_many(self, requests: Sequence[SearchRequest]) -> list[SearchResult | Exception]:
         """What `search` gives for each, or the exception that it raises: answered together, from one moment, in less time than
-        one after the other. Their timings are those of all. `turn` is entered when the queries are understood: what else may
-        wait for another batch."""
-        watch = _Watch()
-        questions = self.understand(requests)
-        watch.lap("understand")
-        if turn is None:
-            return self._answered(requests, questions, watch)
-        with turn:
-            watch.lap("turn")
-            return self._answered(requests, questions, watch)
+        one after the other. Their timings are those of all."""
+        return self.answer(self.questions(requests))
 
-    def _answered(
-        self, requests: Sequence[SearchRequest], questions: Sequence[Understood], watch: _Watch
-    ) -> list[SearchResult | Exception]:
+    def questions(self, requests: Sequence[SearchRequest]) -> list[Question]:
+        """The first step of `search_many`, which needs no index: others may be answered meanwhile."""
+        began = time.perf_counter()
+        understood = self.understand(requests)
+        read = time.perf_counter()
+        return [Question(*each, began, read) for each in zip(requests, understood, strict=True)]
+
+    def answer(self, questions: Sequence[Question]) -> list[SearchResult | Exception]:
+        """The second step: of questions that may have been read at different times."""
+        watch = _Watch()
         seq = self._seq()  # before the search: what it sees is this or newer
         engine, degraded = self._engine()
-        found = self.candidates(engine, requests, questions)
+        requests = [question.request for question in questions]
+        understood = [question.understood for question in questions]
+        found = self.candidates(engine, requests, understood)
         watch.lap("legs")
-        pages = [self._page(*each) for each in zip(requests, questions, found, strict=True)]
+        pages = [self._page(*each) for each in zip(requests, understood, found, strict=True)]
         watch.lap("rank")
         hits = iter(self._hits([each for each in pages if isinstance(each, _Page)]))
         watch.lap("show")
         return [
             SearchResult(
-                request=each.request,
+                request=page.request,
                 hits=next(hits),
-                total=each.total,
-                next_cursor=each.next_cursor,
+                total=page.total,
+                next_cursor=page.next_cursor,
                 seq=seq,
-                degraded={**degraded, **each.question.failed, **each.candidates.failed},
-                timings=watch.laps,
-                took_ms=watch.total,
+                degraded={**degraded, **page.question.failed, **page.candidates.failed},
+                timings=question.timings(watch.begun) | watch.laps,
+                took_ms=(watch.last - question.began) * 1000,
             )
-            if isinstance(each, _Page)
-            else each
-            for each in pages
+            if isinstance(page, _Page)
+            else page
+            for question, page in zip(questions, pages, strict=True)
         ]
 
     def warm_up(self) -> None:
         """Pays now what the first search would pay: models and tables that are made when they are first used."""
         self.understand([SearchRequest.checked("여울")])
-        if isinstance(self._encoder, TermEncoder):
-            self._encoder.encode_terms([["여울"]])
+        if self._of_terms is not None:
+            self._of_terms.encode_terms([["여울"]])
 
     def understand(self, requests: Sequence[SearchRequest]) -> list[Understood]:
         """The queries as the legs read them."""
@@ -248,8 +247,8 @@ class Searcher:
         if not spans:
             return {}
         try:
-            if isinstance(self._encoder, TermEncoder):
-                sentences = self._encoder.encode_terms([terms for _, p in asked for terms in _terms_of_sentences(p)])
+            if self._of_terms is not None:
+                sentences = self._of_terms.encode_terms([terms for _, p in asked for terms in _terms_of_sentences(p)])
             else:
                 sentences = self._encoder.encode_passages([p.text[start:end] for _, _, p, (start, end) in spans])
         except ENCODER_ERRORS:
@@ -263,6 +262,20 @@ class Searcher:
             if (number, passage.id) not in likely or near > likely[number, passage.id][0]:
                 likely[number, passage.id] = (near, span)
         return {found: span for found, (_, span) in likely.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request and how the legs read it; when reading it began and when it was `read`, both seconds of `time.perf_counter`."""
+
+    request: SearchRequest
+    understood: Understood
+    began: float
+    read: float
+
+    def timings(self, answered_from: float) -> dict[str, float]:
+        """Milliseconds of its reading, and of its waiting until it is its turn to be answered."""
+        return {"understand": (self.read - self.began) * 1000, "turn": (answered_from - self.read) * 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,17 +323,13 @@ def _terms_of_sentences(passage: Passage) -> list[list[str]]:
 
 
 class _Watch:
-    """Milliseconds a stage; a stage that runs again adds up."""
+    """Milliseconds a stage, one after the other. `begun` and `last` are seconds of `time.perf_counter`."""
 
     def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
+        self.begun = self.last = time.perf_counter()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + (now - self._last) * 1000
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        return (time.perf_counter() - self._start) * 1000
+        self.laps[name] = (now - self.last) * 1000
+        self.last = now
