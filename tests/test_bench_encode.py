@@ -89,5 +89,5 @@ def test_the_published_figures_have_their_lengths_and_a_ratio_is_of_medians() ->
         assert len(rates) == len(LENGTHS)
         assert list(rates) == sorted(rates, reverse=True)
     first, second = ([Served(rate, 1.0) for rate in rates] for rates in ((10, 90, 20), (10, 1, 10)))
-    assert Comparison(name="a", other="b", first=tuple(first), second=tuple(second)).ratio == 2
-    assert math.isfinite(Comparison(name="a", other="b", first=tuple(first), second=(Served(0, 0),)).ratio)
+    assert Comparison(length=16, name="a", other="b", first=tuple(first), second=tuple(second)).ratio == 2
+    assert math.isfinite(Comparison(length=16, name="a", other="b", first=tuple(first), second=(Served(0, 0),)).ratio)

@@ -88,8 +88,9 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two servers in turn at `COMPARED_LENGTH`, by round."""
+    """Two servers in turn at a length, by round."""
 
+    length: int
     name: str
     other: str
     first: tuple[Served, ...]
@@ -127,11 +128,16 @@ class Figures:
             [_told(cell, published=published) for cell in self.cells],
         )  # fmt: skip
         compared = [
-            [f"{one.name} / {one.other}", _rates(one.first), _rates(one.second), f"{one.ratio:.2f}"]
+            [
+                f"{one.length} tokens: {one.name} / {one.other}",
+                _rates(one.first),
+                _rates(one.second),
+                f"{one.ratio:.2f}",
+            ]
             for one in self.comparisons
         ]
         headings = [
-            f"{COMPARED_LENGTH} tokens, answers a second by round (processors' ms for one)",
+            "in turn, answers a second by round (processors' ms for one)",
             "the first", "the second", "of the medians",
         ]  # fmt: skip
         return f"{cells}\n\n{table(headings, compared)}" if compared else cells
@@ -196,7 +202,7 @@ def measured(
             found = closed_loop(server.url, bodies, connections=many, seconds=plan.seconds, first=first, post_to=PATH)
             cells.append(_cell(name, length, found, alone[length], flops[length] / rate))
             advance(1)
-    comparisons = _compared(deployment, environment, folder, texts[COMPARED_LENGTH], plan) if plan.rounds else ()
+    comparisons = _compared(deployment, environment, folder, texts, plan) if plan.rounds else ()
     return Figures(
         model=name,
         device=device,
@@ -284,10 +290,9 @@ def _warmed_up(url: str, bodies: Sequence[str], connections: int, path: str) -> 
 
 
 def _compared(
-    deployment: Deployment, environment: Mapping[str, str], folder: Path, texts: Sequence[str], plan: Plan
+    deployment: Deployment, environment: Mapping[str, str], folder: Path, texts: Mapping[int, Sequence[str]], plan: Plan
 ) -> Iterator[Comparison]:
-    """With batches and one by one; with batches and the peer."""
-    bodies = [_body(text) for text in texts]
+    """With batches and one by one at each length; with batches and the peer at `COMPARED_LENGTH`."""
 
     @contextmanager
     def ours(**more: str) -> Iterator[Started]:
@@ -295,24 +300,37 @@ def _compared(
             assert server.process is not None
             yield server.url, server.process.pid
 
-    def seen(started: AbstractContextManager[Started], asked: Sequence[str], connections: int, path: str) -> Served:
+    def seen(
+        started: AbstractContextManager[Started], asked: Mapping[int, Sequence[str]], connections: int, path: str
+    ) -> dict[int, Served]:
+        rates = {}
         with started as (url, pid):
-            first = _warmed_up(url, asked, connections, path)
-            before = processor_seconds(pid)
-            found = closed_loop(url, asked, connections=connections, seconds=plan.seconds, first=first, post_to=path)
-            spent = processor_seconds(pid) - before
-        return Served(found.rate, spent * 1000 / max(1, found.requests))
+            for length, bodies in asked.items():
+                first = _warmed_up(url, bodies, connections, path)
+                before = processor_seconds(pid)
+                found = closed_loop(
+                    url, bodies, connections=connections, seconds=plan.seconds, first=first, post_to=path
+                )
+                spent = processor_seconds(pid) - before
+                rates[length] = Served(found.rate, spent * 1000 / max(1, found.requests))
+        return rates
 
     many, few = plan.connections, plan.few
-    pairs = [(seen(ours(), bodies, many, PATH), seen(ours(YEOUL_ENCODER__BATCH_SIZE="1"), bodies, many, PATH))
+    asked = {length: [_body(text) for text in some] for length, some in texts.items()}
+    pairs = [(seen(ours(), asked, many, PATH), seen(ours(YEOUL_ENCODER__BATCH_SIZE="1"), asked, many, PATH))
              for _ in range(plan.rounds)]  # fmt: skip
-    yield _comparison(f"batches, {many} connections", "one by one", pairs)
+    yield from _comparisons(f"batches, {many} connections", "one by one", pairs)
     if (peer := plan.peer) is not None:
-        named = [_body(text, model=infinity.MODEL) for text in texts]
-        pairs = [(seen(ours(), bodies, few, PATH), seen(peer(folder), named, few, infinity.PATH))
+        both = {COMPARED_LENGTH: asked[COMPARED_LENGTH]}
+        named = {COMPARED_LENGTH: [_body(text, model=infinity.MODEL) for text in texts[COMPARED_LENGTH]]}
+        pairs = [(seen(ours(), both, few, PATH), seen(peer(folder), named, few, infinity.PATH))
                  for _ in range(plan.rounds)]  # fmt: skip
-        yield _comparison(f"Yeoul, {few} connections", infinity.NAME, pairs)
+        yield from _comparisons(f"Yeoul, {few} connections", infinity.NAME, pairs)
 
 
-def _comparison(name: str, other: str, pairs: Sequence[tuple[Served, Served]]) -> Comparison:
-    return Comparison(name=name, other=other, first=tuple(a for a, _ in pairs), second=tuple(b for _, b in pairs))
+def _comparisons(
+    name: str, other: str, pairs: Sequence[tuple[Mapping[int, Served], Mapping[int, Served]]]
+) -> Iterator[Comparison]:
+    for length in pairs[0][0]:
+        first, second = tuple(a[length] for a, _ in pairs), tuple(b[length] for _, b in pairs)
+        yield Comparison(length=length, name=name, other=other, first=first, second=second)

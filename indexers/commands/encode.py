@@ -26,7 +26,7 @@ def bench_encode(
     ] = None,
     connections: Annotated[int, typer.Option(min=1, help="Of the closed loop.")] = 256,
     seconds: Annotated[float, typer.Option(min=1, help="Of each cell.")] = 3.0,
-    rounds: Annotated[int, typer.Option(min=0, help="Of batches against one by one, at 16 tokens.")] = 2,
+    rounds: Annotated[int, typer.Option(min=0, help="Of batches against one by one.")] = 2,
     against: Annotated[Literal["infinity"] | None, typer.Option(help="Another server, on the same model.")] = None,
     json_file: JsonFile = None,
     plot_file: PlotFile = None,

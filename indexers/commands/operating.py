@@ -157,7 +157,10 @@ def _here(
             _check_same(assembly, beside["collection"])
         # A lost collection can be made again from the stored articles; nothing else may take an empty one for the index.
         remake = command == "verify" and arguments["repair"]
-        assembly.connect(remake=remake, replaced=as_built).load()
+        connected = assembly.connect(remake=remake, replaced=as_built)
+        connected.load()
+        if command == "search":
+            connected.searcher.warm_up()  # the time that it tells is a search's, without the start of this process
         code = OPERATIONS[command](assembly, arguments, Call(said))
         return code, answers[-1] if answers else None
     finally:
