@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_what_it_dies_of_every_time_is_given_up_and_everything_else_is_read(sett
         killer = threading.Thread(target=kill_each)
         killer.start()
         try:
-            with pytest.raises(EncoderFailed, match="ended 2 times"):
+            with pytest.raises(EncoderFailed, match=r"every time \(2\)"):
                 process.of([(1, _article("금리를 비교해요. " * 50_000))])
         finally:
             given_up.set()
@@ -185,6 +186,38 @@ def test_queries_that_it_dies_of_name_both_legs(settings: Settings, monkeypatch:
         (understood,) = process.read([SearchRequest.checked("금리")])
         assert understood.failed.keys() == {"lexical", "dense"}
         assert (understood.vector, understood.terms) == (None, None)
+
+
+def test_a_query_that_it_dies_of_fails_alone(
+    process: ReadingProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.wait()
+    monkeypatch.setattr(process, "_running", lambda: _DyingOf("독이 든 질문", process._process))
+    texts = ("금리", "독이 든 질문", "대출")
+    before, poisoned, after = process.read([SearchRequest.checked(text) for text in texts])
+    assert poisoned.failed.keys() == {"lexical", "dense"}
+    for fine in (before, after):
+        assert (fine.failed, fine.vector is not None, fine.terms is not None) == ({}, True, True)
+    assert "'독이 든 질문' was given up" in caplog.text
+
+
+@dataclass
+class _DyingOf:
+    """A process that reads, and ends at one query."""
+
+    query: str
+    process: Any
+
+    def wait(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def exchanged(self, line: object, message: tuple[str, tuple[Sequence[SearchRequest]]]) -> object:
+        if self.query in [request.text for request in message[1][0]]:
+            raise EOFError
+        return self.process.exchanged(line, message)
 
 
 class _Dying:
