@@ -37,9 +37,8 @@ class Searches:
         self._metrics = metrics
         self._scored: Batcher[_Read, SearchResult] = Batcher(
             _answers,
-            name="a search",
+            name="the scoring of a search",
             most=settings.search_batch,
-            waiting=settings.search_queue,  # bounded where they are read
             observe=metrics.answered,
         )
         self._in_memory: Batcher[SearchRequest, SearchResult] = Batcher(
@@ -63,8 +62,8 @@ class Searches:
 
     @property
     def waiting(self) -> int:
-        """How many stand in line for those before them."""
-        return self._in_memory.waiting + self._scored.waiting + self._by_milvus.waiting
+        """How many stand in line for those before them; who is read already is nearly there."""
+        return self._in_memory.waiting + self._by_milvus.waiting
 
     def refusal(self) -> Overloaded | None:
         """Why a search would be refused now; None where nothing is open yet: its own answer says why."""
@@ -80,7 +79,7 @@ class Searches:
         return result
 
     def close(self) -> None:
-        """Ends after the searches under way; the others are refused."""
+        """Ends after the batch that is being scored; the others are refused."""
         self._in_memory.close()
         self._scored.close()
         self._by_milvus.close()

@@ -80,7 +80,7 @@ class Metrics:
         self._stages = seconds("yeoul_search_stage_seconds", "Time of a search's stage", ("stage",))
         self._waits = seconds("yeoul_search_wait_seconds", "Time a search waits for its turn")
         self._batches = sizes("yeoul_search_batch_size", "Searches that are answered together")
-        self._worked = seconds("yeoul_search_batch_seconds", "Time of the work on a batch")
+        self._worked = seconds("yeoul_search_batch_seconds", "Time of answering a batch that is read")
         self._encoder_waits = seconds(
             "yeoul_encoder_wait_seconds", "Time a text waits for the SentenceTransformer", ("urgency",)
         )

@@ -233,19 +233,45 @@ def test_what_is_made_goes_on_to_the_next_batcher_with_whatever_waits_there() ->
     assert work.batches == [[0], [2, 3]]
 
 
-def test_nothing_is_begun_while_a_whole_batch_waits_in_the_next_batcher() -> None:
+def test_no_more_is_begun_than_makes_a_whole_batch_of_what_waits_in_the_next_batcher() -> None:
     early = Work()
-    with held(most=2) as (second, work), batcher(early, then=second, waiting=2) as first:
-        asked: list[Future[int]] = []
-        for number in (1, 2):
-            asked.append(first.submit(number))
-            until(lambda: second.waiting == len(asked), PATIENCE, "not handed on")
-        asked += [first.submit(3), first.submit(4)]
+    with held(most=3) as (second, work), batcher(early, then=second, most=3, waiting=3) as first:
+        asked = [first.submit(1)]
+        until(lambda: second.waiting == 1, PATIENCE, "not handed on")
+        with first._lock:  # they come together
+            asked += first.submit_all([2, 3, 4])
+        until(lambda: second.waiting == 3, PATIENCE, "not handed on")
+        asked += first.submit_all([5, 6])
         with pytest.raises(Overloaded):
-            first.submit(5)
-        assert early.batches == [[1], [2]]
-        assert opened(work, asked) == [4, 8, 12, 16]
-    assert early.batches == [[1], [2], [3, 4]]
+            first.submit(7)
+        assert early.batches == [[1], [2, 3]]
+        assert opened(work, asked) == [4, 8, 12, 16, 20, 24]
+    assert early.batches == [[1], [2, 3], [4, 5, 6]]
+    assert work.batches == [[0], [2, 4, 6], [8, 10, 12]]
+
+
+def test_what_waits_for_the_last_step_can_still_be_given_up() -> None:
+    with held() as (second, work), batcher(list, then=second) as first:
+        given_up, kept = first.submit_all([1, 2])
+        until(lambda: second.waiting == 2, PATIENCE, "not handed on")
+        assert given_up.cancel()
+        assert opened(work, [kept]) == [4]
+    assert work.batches == [[0], [2]]
+
+
+def test_whatever_the_work_ends_by_the_next_batch_is_worked_on() -> None:
+    class Panic(BaseException):
+        """As some libraries in other languages end."""
+
+    def work(numbers: Sequence[int]) -> list[int | Exception]:
+        if 1 in numbers:
+            raise Panic("out of everything")
+        return list(numbers)
+
+    with batcher(work, most=1) as made:
+        with pytest.raises(RuntimeError, match="Panic: out of everything"):
+            made.submit(1).result(PATIENCE)
+        assert made.submit(2).result(PATIENCE) == 2
 
 
 def test_what_cannot_be_made_or_handed_on_is_told_to_who_asked() -> None:

@@ -56,6 +56,17 @@ class Plan:
     device: Device = "auto"
     peer: Callable[[Path], AbstractContextManager[Started]] | None = None
 
+    @property
+    def compared(self) -> list[int]:
+        """The lengths at which batches are compared with one by one."""
+        return sorted({*self.lengths, COMPARED_LENGTH}) if self.rounds else []
+
+    @property
+    def cells(self) -> int:
+        """How many measurements it is of one model."""
+        a_round = 2 * len(self.compared) + (2 if self.peer is not None else 0)
+        return 2 * len(self.lengths) + self.rounds * a_round
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -177,7 +188,7 @@ def measured(
     Raises NotStarted, NoWrk, EncoderFailed; InvalidInput for a length that the model does not have.
     """
     check_wrk()
-    lengths = sorted({*plan.lengths, COMPARED_LENGTH} if plan.rounds else set(plan.lengths))
+    lengths = sorted({*plan.lengths, *plan.compared})
     encoder = SentenceEncoder.open(str(folder), device=plan.device, query_prompt="", passage_prompt="")
     device = encoder.model.device.type
     rate = matrix_rate(device)
@@ -202,7 +213,7 @@ def measured(
             found = closed_loop(server.url, bodies, connections=many, seconds=plan.seconds, first=first, post_to=PATH)
             cells.append(_cell(name, length, found, alone[length], flops[length] / rate))
             advance(1)
-    comparisons = _compared(deployment, environment, folder, texts, plan) if plan.rounds else ()
+    comparisons = _compared(deployment, environment, folder, texts, plan, advance) if plan.rounds else ()
     return Figures(
         model=name,
         device=device,
@@ -290,7 +301,12 @@ def _warmed_up(url: str, bodies: Sequence[str], connections: int, path: str) -> 
 
 
 def _compared(
-    deployment: Deployment, environment: Mapping[str, str], folder: Path, texts: Mapping[int, Sequence[str]], plan: Plan
+    deployment: Deployment,
+    environment: Mapping[str, str],
+    folder: Path,
+    texts: Mapping[int, Sequence[str]],
+    plan: Plan,
+    advance: Callable[[int], None],
 ) -> Iterator[Comparison]:
     """With batches and one by one at each length; with batches and the peer at `COMPARED_LENGTH`."""
 
@@ -313,10 +329,11 @@ def _compared(
                 )
                 spent = processor_seconds(pid) - before
                 rates[length] = Served(found.rate, spent * 1000 / max(1, found.requests))
+                advance(1)
         return rates
 
     many, few = plan.connections, plan.few
-    asked = {length: [_body(text) for text in some] for length, some in texts.items()}
+    asked = {length: [_body(text) for text in texts[length]] for length in plan.compared}
     pairs = [(seen(ours(), asked, many, PATH), seen(ours(YEOUL_ENCODER__BATCH_SIZE="1"), asked, many, PATH))
              for _ in range(plan.rounds)]  # fmt: skip
     yield from _comparisons(f"batches, {many} connections", "one by one", pairs)

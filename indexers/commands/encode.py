@@ -64,7 +64,7 @@ def bench_encode(
         for shape in filter(None, (shapes or ("" if models else _SHAPES)).split(",")):
             models[shape] = made(shape, folder)
         for name, place in models.items():
-            with bar(name, "cells", 2 * len(plan.lengths)) as advance:
+            with bar(name, "cells", plan.cells) as advance:
                 figures.append(encoding.measured(name, place, prepared(folder / name), plan, advance=advance))
     told = "\n\n".join(one.tables() for one in figures)
     give(told, [asdict(one) for one in figures], [one.panel() for one in figures], json_file, plot_file)

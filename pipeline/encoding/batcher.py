@@ -9,17 +9,19 @@ Knows nothing of what is worked on.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pipeline.errors import Overloaded, Unavailable
+
+log = logging.getLogger(__name__)
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -47,7 +49,7 @@ class _Item(Generic[Given, Made]):
     priority: int
     since: float  # monotonic
     counts: bool  # among those of whom only so many may wait
-    future: Future[Made] = field(default_factory=Future)
+    future: Future[Made]
 
 
 class Batcher(Generic[Given, Made]):
@@ -62,8 +64,8 @@ class Batcher(Generic[Given, Made]):
     nobody. `linger` seconds are waited for more of them where the batch before was of several. `threads` work at the same time.
     `observe` is told of each batch, and may be changed.
 
-    With `then`, what is made goes on to that batcher, together and whatever waits there, and its results are what was asked
-    for: a step that may be done early, while another one works. Nothing is begun while a whole batch waits there already.
+    With `then`, what is made goes on to that batcher, and its results are what was asked for: a step that may be done early,
+    while another one works. No more is begun than makes a whole batch of what waits there, where it can still be cancelled.
 
     A batch is of one priority: 0 before all others; of these the lowest first, and every fourth time the highest.
     """
@@ -74,7 +76,7 @@ class Batcher(Generic[Given, Made]):
         *,
         name: str,
         most: int,
-        waiting: int,
+        waiting: float = math.inf,
         patience: float = math.inf,
         linger: float = 0.0,
         threads: int = 1,
@@ -99,12 +101,12 @@ class Batcher(Generic[Given, Made]):
         self._lock = threading.RLock()  # the collector may close this wherever it runs
         self._came = threading.Condition(self._lock)  # items, or the end
         self._went = threading.Condition(self._lock)
-        self._started = False  # the threads: with the first item
         self._closed = False
         self._crowded = False  # the last batch was of several items
         self._done = 0.0  # items a second, lately
         self._done_at = time.monotonic()
-        self._threads = [
+        self._started: list[threading.Thread] = []  # with the first item
+        self._to_start = [
             threading.Thread(target=self._run, name=f"{name} {number}", daemon=True) for number in range(threads)
         ]
 
@@ -131,9 +133,15 @@ class Batcher(Generic[Given, Made]):
     def submit_all(self, given: Sequence[Given], *, priority: int = 0, bounded: bool = True) -> list[Future[Made]]:
         """`submit` for each of `given`, or for none: they are refused where one by itself would be, however many they are. Those
         that are not `bounded` are never refused, and nobody because of them."""
+        return self._take(given, [Future() for _ in given], priority=priority, bounded=bounded)
+
+    def _take(
+        self, given: Sequence[Given], futures: Sequence[Future[Made]], *, priority: int, bounded: bool
+    ) -> list[Future[Made]]:
         now = time.monotonic()
         items: list[_Item[Given, Made]] = [
-            _Item(each, self._cost(each) if self._cost else 1, priority, now, bounded) for each in given
+            _Item(each, self._cost(each) if self._cost else 1, priority, now, bounded, future)
+            for each, future in zip(given, futures, strict=True)
         ]
         with self._lock:
             if self._closed:
@@ -142,10 +150,9 @@ class Batcher(Generic[Given, Made]):
                 self._keep([waiting for waiting in self._items if not waiting.future.cancelled()])
                 if (refused := self.refusal()) is not None:
                     raise refused
-            if not self._started:
-                self._started = True
-                for thread in self._threads:
-                    thread.start()
+            while self._to_start:
+                self._to_start[-1].start()
+                self._started.append(self._to_start.pop())
             self._items += items
             self._counted += len(items) if bounded else 0
             self._came.notify(len(items))
@@ -159,18 +166,22 @@ class Batcher(Generic[Given, Made]):
             self._keep([])
             self._came.notify_all()
         for item in left:
-            if item.future.set_running_or_notify_cancel():
-                item.future.set_exception(Unavailable(f"{self._name} is not done any more", _CLOSED_HINT))
-        for thread in self._threads if self._started else ():
+            _fail(item.future, Unavailable(f"{self._name} is not done any more", _CLOSED_HINT))
+        for thread in self._started:
             if thread is not threading.current_thread():  # where the collector runs just then
                 thread.join()
 
     def _run(self) -> None:
         while self._somebody_waits():
-            if self._then is not None:
-                self._then._wait_for_room()
-            if batch := self._next():
-                self._work_on(batch)
+            room = self._then._room() if self._then is not None else self._most
+            batch = self._next(room)
+            try:
+                if batch:
+                    self._work_on(batch)
+            except BaseException as error:  # without this thread nobody would be answered any more
+                log.exception("a batch of %s was given up", self._name)
+                for item in batch:
+                    _fail(item.future, RuntimeError(f"{self._name} ended by {type(error).__name__}: {error}"))
 
     def _somebody_waits(self) -> bool:
         """Waits for an item; False at the end."""
@@ -178,19 +189,21 @@ class Batcher(Generic[Given, Made]):
             self._came.wait_for(lambda: self._items or self._closed)
             return not self._closed
 
-    def _wait_for_room(self) -> None:
-        """Until less than a batch waits."""
+    def _room(self) -> int:
+        """Waits until less than a batch waits; how many are missing to one."""
         with self._lock:
             self._went.wait_for(lambda: len(self._items) < self._most or self._closed)
+            return max(1, self._most - len(self._items))
 
-    def _next(self) -> list[_Item[Given, Made]]:
-        """The items of the next batch, taken from those that wait."""
+    def _next(self, room: int) -> list[_Item[Given, Made]]:
+        """The items of the next batch, `room` at most, taken from those that wait."""
         with self._lock:
             if self._linger and self._crowded and not self._enough():
                 self._came.wait_for(self._enough, self._linger)
             crowd = len(self._items) > self._most
-            chosen = self._chosen()
-            self._crowded = len(chosen) > 1
+            chosen = self._chosen(min(room, self._most))
+            if chosen:
+                self._crowded = len(chosen) > 1
             taken = set(map(id, chosen))
             self._keep([item for item in self._items if id(item) not in taken])
         return self._still_wanted(chosen, self._patience if crowd else math.inf)
@@ -205,18 +218,18 @@ class Batcher(Generic[Given, Made]):
         full = len(self._items) >= self._most or self._closed
         return full or (self._cost is not None and sum(item.cost for item in self._items) >= self._budget)
 
-    def _chosen(self) -> list[_Item[Given, Made]]:
+    def _chosen(self, most: int) -> list[_Item[Given, Made]]:
         """The oldest of the items whose turn it is, and those like it that fit beside it."""
-        if not self._items:  # another thread took them while this one lingered
+        if not self._items:  # another thread took them meanwhile
             return []
         turn = self._turn({item.priority for item in self._items})
         first, *others = [item for item in self._items if item.priority == turn]
         if self._cost is None:
-            return [first, *others[: self._most - 1]]
+            return [first, *others[: most - 1]]
         chosen, greatest = [first], first.cost
         for item in sorted(others, key=lambda other: abs(other.cost - first.cost)):
             greatest = max(greatest, item.cost)
-            if len(chosen) == self._most or (len(chosen) + 1) * greatest > self._budget:
+            if len(chosen) == most or (len(chosen) + 1) * greatest > self._budget:
                 break
             chosen.append(item)
         return chosen
@@ -232,11 +245,9 @@ class Batcher(Generic[Given, Made]):
         """Those that were not given up; who waited for too long is refused."""
         now, wanted = time.monotonic(), []
         for item in items:
-            if not item.future.set_running_or_notify_cancel():
-                continue
             if now - item.since > patience:
-                item.future.set_exception(self._overloaded())
-            else:
+                _fail(item.future, self._overloaded())
+            elif not item.future.cancelled() if self._then is not None else item.future.set_running_or_notify_cancel():
                 wanted.append(item)
         return wanted
 
@@ -249,23 +260,20 @@ class Batcher(Generic[Given, Made]):
         made = []
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                item.future.set_exception(outcome)
+                _fail(item.future, outcome)
             elif self._then is None:
                 item.future.set_result(outcome)
             else:
-                made.append((item.future, outcome))
+                made.append((outcome, item.future))
         if self._then is not None and made:
             self._hand_on(made, self._then)
 
-    def _hand_on(self, made: Sequence[tuple[Future[Made], Any]], then: Batcher[Any, Made]) -> None:
+    def _hand_on(self, made: Sequence[tuple[Any, Future[Made]]], then: Batcher[Any, Made]) -> None:
         try:
-            last = then.submit_all([each for _, each in made], bounded=False)
+            then._take([each for each, _ in made], [future for _, future in made], priority=0, bounded=False)
         except Unavailable as error:
-            for asked, _ in made:
-                asked.set_exception(error)
-            return
-        for (asked, _), future in zip(made, last, strict=True):
-            future.add_done_callback(partial(_settle, asked))
+            for _, future in made:
+                _fail(future, error)
 
     def _outcomes(self, given: Sequence[Given]) -> Sequence[Made | Exception]:
         try:
@@ -287,9 +295,7 @@ class Batcher(Generic[Given, Made]):
         return Overloaded(self._name, waiting, waiting / self._done if self._done > 1 else 1.0)
 
 
-def _settle(asked: Future[Made], last: Future[Made]) -> None:
-    """Gives `asked` what became of `last`."""
-    if (error := last.exception()) is not None:
-        asked.set_exception(error)
-    else:
-        asked.set_result(last.result())
+def _fail(future: Future[Any], error: Exception) -> None:
+    """Tells who asked, where he still waits."""
+    if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
+        future.set_exception(error)
