@@ -28,9 +28,10 @@ types:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# More workers than processors: tests wait for what they start.
 unit: export PYTHONDONTWRITEBYTECODE =
 unit: # without bytecode, if whoever runs it asks for none, each process of theirs would compile every module anew
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

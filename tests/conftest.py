@@ -28,7 +28,7 @@ _SLOW = [hypothesis.HealthCheck.too_slow]  # as a busy machine is now and then
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=_SLOW)
 hypothesis.settings.load_profile("any machine")
 
-# Files of minutes, which two workers should not have before them at the end, when there is nothing else left to do.
+# Files of minutes, which one worker should not have before them at the end, when there is nothing else left to do.
 _FIRST = (
     "test_faults.py", "test_cli.py", "test_live_model.py", "test_rebuild.py", "test_commands.py", "test_bench_search.py",
     "test_workers.py", "test_collection.py", "test_crash.py", "test_pair.py",
