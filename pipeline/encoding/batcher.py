@@ -178,7 +178,7 @@ class Batcher(Generic[Given, Made]):
             try:
                 if batch:
                     self._work_on(batch)
-            except BaseException as error:  # without this thread nobody would be answered any more
+            except BaseException as error:  # whatever it is: without this thread nobody would be answered any more
                 log.exception("a batch of %s was given up", self._name)
                 for item in batch:
                     _fail(item.future, RuntimeError(f"{self._name} ended by {type(error).__name__}: {error}"))
@@ -247,9 +247,13 @@ class Batcher(Generic[Given, Made]):
         for item in items:
             if now - item.since > patience:
                 _fail(item.future, self._overloaded())
-            elif not item.future.cancelled() if self._then is not None else item.future.set_running_or_notify_cancel():
+            elif self._begins(item.future):
                 wanted.append(item)
         return wanted
+
+    def _begins(self, future: Future[Made]) -> bool:
+        """False for one that was given up; after the beginning of the last step none can be."""
+        return not future.cancelled() if self._then is not None else future.set_running_or_notify_cancel()
 
     def _work_on(self, items: Sequence[_Item[Given, Made]]) -> None:
         begun = time.monotonic()
