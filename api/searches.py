@@ -35,19 +35,19 @@ class Searches:
     def __init__(self, settings: ApiSettings, connected: Callable[[], Connected], metrics: Metrics) -> None:
         self._connected = connected
         self._metrics = metrics
-        self._scored: Batcher[_Read, SearchResult] = Batcher(
+        self._scoring: Batcher[_Read, SearchResult] = Batcher(
             _answers,
             name="the scoring of a search",
             most=settings.search_batch,
             observe=metrics.answered,
         )
-        self._in_memory: Batcher[SearchRequest, SearchResult] = Batcher(
+        self._reading: Batcher[SearchRequest, SearchResult] = Batcher(
             self._read,
             name="a search",
             most=settings.search_batch,
             waiting=settings.search_queue,
             patience=settings.search_patience_seconds,
-            then=self._scored,
+            then=self._scoring,
             observe=metrics.waited,
         )
         self._by_milvus: Batcher[SearchRequest, SearchResult] = Batcher(
@@ -63,7 +63,7 @@ class Searches:
     @property
     def waiting(self) -> int:
         """How many stand in line for those before them; who is read already is nearly there."""
-        return self._in_memory.waiting + self._by_milvus.waiting
+        return self._reading.waiting + self._by_milvus.waiting
 
     def refusal(self) -> Overloaded | None:
         """Why a search would be refused now; None where nothing is open yet: its own answer says why."""
@@ -80,12 +80,12 @@ class Searches:
 
     def close(self) -> None:
         """Ends after the batch that is being scored; the others are refused."""
-        self._in_memory.close()
-        self._scored.close()
+        self._reading.close()
+        self._scoring.close()
         self._by_milvus.close()
 
     def _in_force(self) -> Batcher[SearchRequest, SearchResult]:
-        return self._in_memory if self._connected().answers_from_memory else self._by_milvus
+        return self._reading if self._connected().answers_from_memory else self._by_milvus
 
     def _read(self, requests: Sequence[SearchRequest]) -> list[_Read]:
         searcher = self._connected().searcher

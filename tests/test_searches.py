@@ -76,7 +76,7 @@ def _at_work(client: TestClient, pool: ThreadPoolExecutor, gate: Gate) -> list[A
 
 def _read(client: TestClient) -> int:
     """Searches that wait to be scored."""
-    return int(client.app.state.service._searches._scored.waiting)  # type: ignore[attr-defined]
+    return int(client.app.state.service._searches._scoring.waiting)  # type: ignore[attr-defined]
 
 
 def _waiting(client: TestClient) -> int:
@@ -195,7 +195,7 @@ def test_for_who_goes_away_while_he_waits_nothing_is_searched(
             assert gate.begun.acquire(timeout=_PATIENCE)
             first.append(pool.submit(client.get, "/v1/search", params={"q": "전세"}))
             searches = server.app.state.service._searches
-            until(lambda: searches._scored.waiting == 1, _PATIENCE, "the second one should be read")
+            until(lambda: searches._scoring.waiting == 1, _PATIENCE, "the second one should be read")
             with socket.create_connection(("127.0.0.1", server.port)) as leaving:
                 leaving.sendall(f"GET {path}?q=gone HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 until(lambda: searches.waiting == 1, _PATIENCE, "his search should wait")
